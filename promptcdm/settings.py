@@ -1,0 +1,81 @@
+"""Every setting, once: the command line's flags, the TOML files and the Python API all come from these fields.
+
+The order is: the default here, then a `--config` TOML file, then a flag. An unknown key is an error.
+Standard library only, so that `promptcdm --help` imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["lora", "prompt", "lora+prompt"]
+Unconditional = Literal["backbone", "adapter"]
+RouterName = Literal["uniform", "prior", "prompt", "posterior"]
+SchedulerName = Literal["default", "ddim", "ddpm", "dpm++", "unipc", "euler", "lcm"]
+
+
+def _setting(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """Which Stable Diffusion, and where it runs."""
+
+    backbone: str = _setting(
+        "nano", "nano, a diffusers folder, a hub id or a single-file safetensors checkpoint"
+    )
+    device: str = _setting("auto", "auto, cpu, cuda or mps")
+    dtype: str = _setting("auto", "auto, float32, float16 or bfloat16; auto is float32 on a CPU")
+    variant: str = _setting("", "weight variant of a diffusers folder or hub id, such as fp16")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How one source trains its adapter."""
+
+    kind: Kind = _setting("lora", "lora, prompt or lora+prompt")
+    steps: int = _setting(500, "optimizer steps")
+    batch_size: int = _setting(8, "pictures a step")
+    rank: int = _setting(8, "LoRA rank r")
+    targets: str = _setting(
+        "attention", "attention (to_q, to_k, to_v, to_out.0) or wide (feed-forward and proj too)"
+    )
+    prompt_tokens: int = _setting(4, "learned token embeddings of a soft prompt")
+    learning_rate: float = _setting(
+        1e-3, "AdamW learning rate, after a warm-up of 5 % of the steps, cosine to 0"
+    )
+    min_snr: float = _setting(5.0, "min-SNR weighting (Hang et al. 2023), gamma; 0 is off")
+    resolution: int = _setting(0, "training resolution in pixels; 0 is the backbone's own")
+    unconditional: Unconditional = _setting(
+        "backbone",
+        "unconditional branch at inference: the bare backbone, or the adapter trained with caption dropout",
+    )
+    caption_dropout: float = _setting(
+        0.1, "share of captions replaced by the empty one; only with unconditional=adapter"
+    )
+    flip: bool = _setting(False, "mirror half of the pictures")
+    trigger: str = _setting(
+        "", "text put before each caption of this source, and before its prompts at inference"
+    )
+    checkpoint_every: int = _setting(100, "steps between resumable checkpoints")
+    seed: int = _setting(0, "seed of everything random in training")
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """How pictures are made."""
+
+    router: RouterName = _setting("posterior", "uniform, prior, prompt or posterior")
+    top_k: int = _setting(0, "keep the k largest weights of each picture and step; 0 keeps all")
+    negative_prompt: str = _setting("", "what the unconditional branch is told")
+    num_inference_steps: int = _setting(25, "denoising steps")
+    guidance_scale: float = _setting(5.0, "classifier-free guidance; 1 is off")
+    height: int = _setting(0, "pixels; 0 is the backbone's own")
+    width: int = _setting(0, "pixels; 0 is the backbone's own")
+    scheduler: SchedulerName = _setting(
+        "default", "default (the backbone's), ddim, ddpm, dpm++, unipc, euler or lcm"
+    )
+    num_images: int = _setting(1, "pictures a prompt")
+    seed: int = _setting(0, "picture n has its own generator, seeded seed + n")
