@@ -1,0 +1,77 @@
+"""The training set as VAE moments, made once: sprites, recoloured sprites and scenes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from pictures import augment, load_sprites
+from safetensors.torch import load_file, save_file
+from scene_set import coloured_sprites, scenes
+from torch import Tensor
+
+COPIES = 6  # shifted and scaled copies of each sprite; the first is the sprite itself
+SHARES = (0.55, 0.15, 0.30)  # of a batch: sprites, recoloured sprites, scenes
+SCENES = 24_000
+COLOURED = 6_000
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Moments of every training picture and what it shows."""
+
+    mean: Tensor  # (N, 16, 8, 8) float16
+    std: Tensor  # (N, 16, 8, 8) float16
+    scale: float  # 1 / standard deviation of all latents
+    text_of: np.ndarray  # (N,) index into texts
+    texts: list[tuple[str, ...]]
+    starts: tuple[int, int, int, int]  # first row of sprites, recoloured sprites, scenes, and N
+
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Rows of one batch, each kind by its share."""
+        kinds = rng.choice(3, count, p=SHARES)
+        low, high = np.array(self.starts[:3])[kinds], np.array(self.starts[1:])[kinds]
+        return low + (rng.random(count) * (high - low)).astype(np.int64)
+
+    def sample(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Scaled latents x_0 (B, 16, 8, 8), drawn from the posterior."""
+        index = torch.from_numpy(rows)
+        noise = torch.from_numpy(rng.standard_normal((len(rows), *self.mean.shape[1:]), dtype=np.float32))
+        return (self.mean[index].float() + self.std[index].float() * noise) * self.scale
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Moments of uint8 pictures, float16."""
+    means, stds = [], []
+    for start in range(0, len(pictures), 128):
+        x = torch.from_numpy(np.stack(pictures[start : start + 128])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        posterior = vae.encode(x).latent_dist
+        means.append(posterior.mean.half())
+        stds.append(posterior.std.half())
+    return torch.cat(means), torch.cat(stds)
+
+
+def latent_set(folders: list[Path], vae: AutoencoderKL, run: Path) -> LatentSet:
+    """Encode everything, or read what an earlier start of this run encoded."""
+    sprites = load_sprites(folders)
+    rng = np.random.default_rng(3)
+    texts: list[tuple[str, ...]] = [(s.label, *s.tags) for s in sprites]
+    cache = run / "latents.safetensors"
+    coloured = coloured_sprites(sprites, COLOURED, seed=4)
+    composed = scenes(sprites, SCENES, seed=5)
+    text_of = [i for i in range(len(sprites)) for _ in range(COPIES)]
+    text_of += range(len(texts), len(texts) + len(coloured) + len(composed))
+    texts += [(label,) for _, label in coloured] + [("=" + wording,) for _, wording in composed]
+    if not cache.exists():
+        pictures = [s.pixels if copy == 0 else augment(s.pixels, rng) for s in sprites for copy in range(COPIES)]
+        mean, std = encode(vae, pictures + [p for p, _ in coloured] + [p for p, _ in composed])
+        save_file({"mean": mean, "std": std}, cache)
+    moments = load_file(cache)
+    scale = 1.0 / moments["mean"].float().std().item()
+    first = len(sprites) * COPIES
+    starts = (0, first, first + len(coloured), len(text_of))
+    return LatentSet(moments["mean"], moments["std"], scale, np.array(text_of), texts, starts)
