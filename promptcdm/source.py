@@ -1,0 +1,221 @@
+"""A source: one owner's folder of pictures with captions, and nothing outside it.
+
+    birds/
+      a.png  b.jpg ...
+      metadata.jsonl          {"file_name": "a.png", "text": "a red bird"}   (or a.txt beside a.png)
+      source.toml             license, author, origin, attribution, trigger  (each may be left out)
+
+`Source.open` decodes every picture and reads every caption, and lists every problem at once, before any model
+is loaded. What was checked is what is used: a file that changes afterwards is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from promptcdm.captions import is_one_line, outside, read_captions
+from promptcdm.errors import BadInput, BadSource
+from promptcdm.manifest import Manifest, ManifestItem, merkle_root
+from promptcdm.picture import BadPicture, decode_picture, pixels_digest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+NO_LICENSE = "NOASSERTION"
+SOURCE_TOML = "source.toml"
+_KEYS = ("license", "author", "origin", "attribution", "trigger")
+# A name is also a file name, NAME.safetensors: loaders skip or prefer files whose names hold some of these,
+# and Windows keeps the last group for devices.
+_RESERVED = ("router", "learned_embeds", "pytorch_lora_weights", "con", "prn", "aux", "nul")
+_RESERVED_PARTS = ("scheduler", "optimizer", "checkpoint", "pytorch_lora_weights", "learned_embeds")
+_DEVICE = re.compile(r"(com|lpt)[0-9]")
+
+
+def check_name(name: str) -> None:
+    """Raise BadInput unless `name` can name a source."""
+    if not NAME.fullmatch(name):
+        raise BadInput(
+            f"source name {ascii(name)[:80]}: use 1 to 64 of a-z, 0-9, - and _, with a letter or digit first"
+        )
+    parts = [part for part in _RESERVED_PARTS if part in name]
+    if parts or name in _RESERVED or _DEVICE.fullmatch(name):
+        raise BadInput(f"source name {name!r}: {parts[0] if parts else name} is reserved; choose another")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture with its caption. `file` is relative to the folder, with "/"; digests are sha256 in hex."""
+
+    file: str
+    path: Path
+    caption: str
+    bytes: int
+    sha256: str  # of the file
+    pixels_sha256: str  # see picture.pixels_digest
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checked folder of pictures and captions, with who made them and under which licence."""
+
+    name: str
+    folder: Path
+    items: tuple[Item, ...]  # sorted by file
+    license: str  # SPDX identifier, or NOASSERTION
+    author: str
+    origin: str
+    attribution: str
+    trigger: str
+    notes: tuple[str, ...]  # not errors, but a person should read them
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        name: str | None = None,
+        *,
+        license: str | None = None,
+        author: str | None = None,
+        origin: str | None = None,
+        attribution: str | None = None,
+        trigger: str | None = None,
+    ) -> Source:
+        """Read and check the whole folder; `name` defaults to the folder's, a keyword wins over source.toml.
+
+        Raises BadSource with every problem of every file in `problems`.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            problem = "not a folder" if folder.exists() else "no such folder"
+            raise BadSource(f"{folder}: {problem}; give a folder of pictures with captions", [problem])
+        name = folder.resolve().name if name is None else name
+        problems = _name_problems(name)
+        facts = _read_source_toml(folder, problems)
+        keywords = (license, author, origin, attribution, trigger)
+        facts |= {key: value for key, value in zip(_KEYS, keywords, strict=True) if value is not None}
+        problems += [f"{key}: must be one line of text" for key in _KEYS if not is_one_line(facts[key])]
+        captions = read_captions(folder)
+        items = _check_items(folder, captions.found, captions.problems)
+        problems += captions.problems
+        if not captions.found and not captions.problems:
+            problems.append("holds no picture (PNG, JPEG or WebP)")
+        if problems:
+            raise BadSource(_summary(folder, problems), problems)
+        notes = [*captions.notes, *_notes(items, facts)]
+        facts["license"] = facts["license"].strip() or NO_LICENSE
+        return cls(name=name, folder=folder, items=tuple(items), notes=tuple(notes), **facts)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def picture(self, index: int) -> Image.Image:
+        """Picture `index` as upright RGB (see picture.py). Raises BadSource if it changed since `open`."""
+        item = self.items[index]
+        try:
+            data = item.path.read_bytes()
+        except OSError as error:
+            raise BadSource(f"{item.path}: cannot be read: {error.strerror}", [item.file]) from error
+        if hashlib.sha256(data).hexdigest() != item.sha256:
+            raise BadSource(f"{item.path}: changed after it was checked; start again", [item.file])
+        return decode_picture(data)
+
+    def manifest(self) -> Manifest:
+        """Digests of every item, the licence, and the digest of the whole: no picture, no caption."""
+        return self._manifest
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        items = [
+            ManifestItem(
+                file=item.file,
+                bytes=item.bytes,
+                sha256=item.sha256,
+                pixels_sha256=item.pixels_sha256,
+                caption_sha256=hashlib.sha256(item.caption.encode()).hexdigest(),
+            )
+            for item in self.items
+        ]
+        return Manifest(
+            source=self.name,
+            license=self.license,
+            author=self.author,
+            origin=self.origin,
+            attribution=self.attribution,
+            items=items,
+            merkle_root=merkle_root(items),
+        )
+
+
+def _name_problems(name: str) -> list[str]:
+    try:
+        check_name(name)
+    except BadInput as error:
+        return [f"{error} (--source NAME)"]
+    return []
+
+
+def _read_source_toml(folder: Path, problems: list[str]) -> dict[str, str]:
+    facts = dict.fromkeys(_KEYS, "")
+    path = folder / SOURCE_TOML
+    if not path.exists() and not path.is_symlink():
+        return facts
+    if (reason := outside(folder, SOURCE_TOML)) is not None:
+        problems.append(f"{SOURCE_TOML}: {reason}")
+        return facts
+    try:
+        read = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        problems.append(f"{SOURCE_TOML}: cannot be read: {' '.join(str(error).split())[:160]}")
+        return facts
+    for key, value in read.items():
+        if key not in _KEYS:
+            problems.append(f"{SOURCE_TOML}: unknown key {key!a}; known are {', '.join(_KEYS)}")
+        elif not isinstance(value, str):
+            problems.append(f"{SOURCE_TOML}: {key} must be text in quotes")
+        else:
+            facts[key] = value
+    return facts
+
+
+def _check_items(folder: Path, captions: Mapping[str, str], problems: list[str]) -> list[Item]:
+    items = []
+    for file in sorted(captions):
+        path = folder / file
+        try:
+            data = path.read_bytes()
+            pixels = pixels_digest(decode_picture(data))
+        except BadPicture as error:
+            problems.append(f"{file}: {error}")
+        except OSError as error:
+            problems.append(f"{file}: cannot be read: {error.strerror}")
+        else:
+            digest = hashlib.sha256(data).hexdigest()
+            items.append(Item(file, path, captions[file], len(data), digest, pixels))
+    return items
+
+
+def _notes(items: list[Item], facts: Mapping[str, str]) -> list[str]:
+    notes = []
+    if not facts["license"].strip():
+        notes.append(f"no licence is named: recorded as {NO_LICENSE}; give it in {SOURCE_TOML} or --license")
+    copies = len(items) - len({item.pixels_sha256 for item in items})
+    if copies:
+        notes.append(f"{copies} of {len(items)} pictures are exact copies of others")
+    return notes
+
+
+def _summary(folder: Path, problems: list[str]) -> str:
+    if len(problems) == 1:
+        return f"{folder}: {problems[0]}"
+    return f"{folder}: {len(problems)} problems, the first: {problems[0]}"
