@@ -69,7 +69,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `promptcdm.generate` the function, although Python sets it to the module of that name on import."""
+    """Keep `promptcdm.generate` the function: importing the module of that name would replace it."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

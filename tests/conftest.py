@@ -57,7 +57,7 @@ def _no_network() -> Iterator[None]:
 
 @pytest.fixture
 def toy_source() -> Callable[..., Path]:
-    """Return a function (parent, name, colour) that draws a source of six 64 px pictures and returns its folder."""
+    """Return a function (parent, name, colour) -> folder of a source of six drawn 64 px pictures."""
     return draw_source
 
 
@@ -94,7 +94,7 @@ def _draw(shape: str, colour: str, margin: int) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function (kind) that gives the folder of a tiny "sd1" (epsilon), "sd2" (v_prediction) or "sdxl"."""
+    """Return a function (kind) -> folder; kinds are "sd1" (epsilon), "sd2" (v_prediction) and "sdxl"."""
     root = tmp_path_factory.mktemp("tiny")
 
     def folder(kind: str) -> Path:
