@@ -9,34 +9,14 @@ HAIR = {"blond hair": "blond hair", "beard": "a beard", "bald": "a bald head"}
 HAIR |= {f"{c} hair": f"{c} hair" for c in ("red", "curly", "white")}
 
 PLURALS = frozenset(
-    """glasses sunglasses goggles jeans socks gloves shorts briefs skis chopsticks grapes cherries peanuts beans pancakes
-    scissors chains maracas bubbles clothes beads shoes lungs eyes footprints books boots bags sparkles fireworks dolls
-    hearts droplets houses bars hands fries mugs glass-es notes knobs blueberries tracks springs stairs hands tears fists
-    stars chick-s cards paperclips sports-shoes swords crackers people men women busts notes sandals-s letters numbers
-    symbols frames tones binoculars headphones gears dices coupons lockers sneakers servers settings skates batteries
-    contacts documents comments cameras phones plans statistics workflows doctors ingredients slippers arrows coins eggs
-    cups trees flags crutches tickets prints flowers pens""".split()
+    ["glasses", "sunglasses", "goggles", "jeans", "socks", "gloves", "shorts", "briefs", "skis", "chopsticks", "grapes", "cherries", "peanuts", "beans", "pancakes", "scissors", "chains", "maracas", "bubbles", "clothes", "beads", "shoes", "lungs", "eyes", "footprints", "books", "boots", "bags", "sparkles", "fireworks", "dolls", "hearts", "droplets", "houses", "bars", "hands", "fries", "mugs", "glass-es", "notes", "knobs", "blueberries", "tracks", "springs", "stairs", "hands", "tears", "fists", "stars", "chick-s", "cards", "paperclips", "sports-shoes", "swords", "crackers", "people", "men", "women", "busts", "notes", "sandals-s", "letters", "numbers", "symbols", "frames", "tones", "binoculars", "headphones", "gears", "dices", "coupons", "lockers", "sneakers", "servers", "settings", "skates", "batteries", "contacts", "documents", "comments", "cameras", "phones", "plans", "statistics", "workflows", "doctors", "ingredients", "slippers", "arrows", "coins", "eggs", "cups", "trees", "flags", "crutches", "tickets", "prints", "flowers", "pens"]
 )
 MASS = frozenset(
-    """bread bacon rice sushi spaghetti popcorn butter salt broccoli garlic ginger corn sake custard ice dango oden fondue
-    mate fog fire wood soap yarn thread coral lipstick dna money confetti camping tennis badminton lacrosse bowling
-    baseball-game water milk shrimp-s tea food wedding-s karate luggage rain snow lightning knitting hockey pong
-    information construction recycling arts mail e-mail zzz aries taurus gemini cancer leo virgo libra scorpio
-    sagittarius capricorn aquarius pisces ophiuchus wireless infinity plus minus multiply divide copyright registered
-    om shuffle cinema customs claim control trash nothing cooking falafel toast lacrosse pizza-dough edamame tofu
-    snowflakes-s herb-s""".split()
+    ["bread", "bacon", "rice", "sushi", "spaghetti", "popcorn", "butter", "salt", "broccoli", "garlic", "ginger", "corn", "sake", "custard", "ice", "dango", "oden", "fondue", "mate", "fog", "fire", "wood", "soap", "yarn", "thread", "coral", "lipstick", "dna", "money", "confetti", "camping", "tennis", "badminton", "lacrosse", "bowling", "baseball-game", "water", "milk", "shrimp-s", "tea", "food", "wedding-s", "karate", "luggage", "rain", "snow", "lightning", "knitting", "hockey", "pong", "information", "construction", "recycling", "arts", "mail", "e-mail", "zzz", "aries", "taurus", "gemini", "cancer", "leo", "virgo", "libra", "scorpio", "sagittarius", "capricorn", "aquarius", "pisces", "ophiuchus", "wireless", "infinity", "plus", "minus", "multiply", "divide", "copyright", "registered", "om", "shuffle", "polish", "cinema", "customs", "claim", "control", "trash", "nothing", "cooking", "falafel", "toast", "lacrosse", "pizza-dough", "edamame", "tofu", "snowflakes-s", "herb-s"]
 )
 WHOLE_WITHOUT_ARTICLE = frozenset(
-    """thumbs up|thumbs down|crossed fingers|pinched fingers|hundred points|performing arts|left luggage|horse racing
-    |paw prints|baggage claim|passport control|skull and crossbones|fork and knife|fork and knife with plate
-    |hammer and pick|hammer and wrench|bow and arrow|nut and bolt|couch and lamp|potable water|non-potable water
-    |yin yang|no entry|no smoking|no littering|no bicycles|no pedestrians|no mobile phones|no one under eighteen
-    |dashing away|rolling on the floor laughing|children crossing|snow-capped mountain-s|palms up together|mountains
-    |carp streamer-s|night with stars|peace|low battery-s|litter in bin sign-s|cricket game-s|breast-feeding
-    |Santa Claus|Mrs. Claus|Mx Claus|Statue of Liberty-s|mount fuji|ping pong|sheaf of rice-s|white water
-    |pouring liquid|star-struck|trade mark-s|leafy green-s|folded hands|raising hands|clapping hands""".replace(
-        "\n", ""
-    ).split("|")
+    phrase.strip()
+    for phrase in ["thumbs up", "thumbs down", "crossed fingers", "pinched fingers", "hundred points", "left luggage", "horse racing\n    ", "paw prints", "baggage claim", "passport control", "skull and crossbones", "fork and knife", "hammer and pick", "hammer and wrench\n    ", "bow and arrow", "nut and bolt", "potable water", "non-potable water", "yin yang", "no entry", "no smoking", "no littering", "no bicycles\n    ", "no pedestrians", "no mobile phones", "no one under eighteen", "dashing away", "rolling on the floor laughing", "night with stars\n    ", "palms up together", "Santa Claus", "Mrs. Claus", "Mx Claus", "mount fuji", "ping pong", "pouring liquid", "star-struck", "folded hands\n    ", "raising hands", "clapping hands", "building construction", "flower playing cards", "breast-feeding", "no idea", "no video\n    ", "in transit", "meat on bone", "sign language", "lentils"]
 )
 WITH_THE = frozenset({"statue of liberty", "milky way", "kaaba", "tokyo tower", "sun", "world"})
 
@@ -52,19 +32,24 @@ def tidy(label: str) -> str:
     elif tail.startswith("facing"):
         text = f"{head} {tail}"
     elif tail and head in ("family", "kiss", "couple with heart"):
-        parts = [f"a {p}" for p in tail.split(", ")]
+        parts = [f"{article(p)} {p}" for p in tail.split(", ")]
         joined = ", ".join(parts[:-1]) + " and " + parts[-1]
         text = f"{'couple with a heart' if head.startswith('couple') else head} of {joined}"
     elif tail:
         text = f"{head} {tail}"
+    elif re.search(r"o'clock$|-thirty$", text):
+        text = f"clock showing {text}"
     return re.sub(r"\s*\((.*?)\)", r" for \1", text)
 
 
 def _head(text: str) -> str:
-    """The noun that decides between singular and plural: the last word before a preposition."""
-    return re.split(r" (?:with|of|in|on|at|behind|for|and|pointing|showing|facing|without|but|under) ", text)[
-        0
-    ].split()[-1]
+    """The noun that decides between singular and plural: the last word before a preposition or a participle."""
+    joints = "with|of|in|on|at|behind|for|and|pointing|showing|facing|without|but|under"
+    words = re.split(rf" (?:{joints}) ", text)[0].split()
+    for number, word in enumerate(words[1:], 1):
+        if word.endswith("ing"):
+            return words[number - 1]
+    return words[-1]
 
 
 def is_plural(label: str) -> bool:
@@ -80,8 +65,6 @@ def with_article(label: str) -> str:
         return f"the {text}"
     if text in WHOLE_WITHOUT_ARTICLE or head in PLURALS or head in MASS:
         return text
-    if re.match(r"(Japanese dolls|input )", text):
-        return text
     return f"{article(text)} {text}"
 
 
@@ -95,6 +78,47 @@ def article(text: str) -> str:
     if word in ("8",) or word.startswith("eight"):
         return "an"
     return "an" if word[0].lower() in "aeiou" else "a"
+
+
+IRREGULAR = {
+    **{w: w for w in ["fish", "sheep", "deer", "moose", "bison", "squid", "shrimp", "series", "blowfish", "jellyfish"]},
+    **dict(
+        mouse="mice", goose="geese", foot="feet", tooth="teeth", leaf="leaves", knife="knives", wolf="wolves"
+    ),
+    **dict(
+        scarf="scarves",
+        die="dice",
+        ox="oxen",
+        person="people",
+        man="men",
+        snowman="snowmen",
+        woman="women",
+        child="children",
+    ),
+    **dict(
+        tomato="tomatoes", potato="potatoes", mango="mangoes", volcano="volcanoes", hero="heroes", elf="elves"
+    ),
+    **dict(
+        torpedo="torpedoes", loaf="loaves", shelf="shelves", calf="calves", mosquito="mosquitoes", ewe="ewes"
+    ),
+}
+
+
+def plural(label: str) -> str:
+    """`apple` -> `apples`, `slice of bread` -> `slices of bread`, `mouse` -> `mice`."""
+    match = re.match(r"(.*?)( (?:with|of|in|on|without) .*)?$", tidy(label))
+    assert match is not None
+    front, tail = match[1], match[2] or ""
+    *before, noun = front.split(" ")
+    if noun.lower() in IRREGULAR:
+        noun = IRREGULAR[noun.lower()]
+    elif re.search(r"(s|x|z|ch|sh)$", noun):
+        noun += "es"
+    elif re.search(r"[^aeiou]y$", noun):
+        noun = noun[:-1] + "ies"
+    else:
+        noun += "s"
+    return " ".join([*before, noun]) + tail
 
 
 TEMPLATES = ("{a}", "{bare}", "an icon of {a}", "a picture of {a}", "a drawing of {a}", "an emoji of {a}")

@@ -52,6 +52,21 @@ EVERYDAY = {
     "input numbers": "numbers button",
     "input symbols": "symbols button",
     "water closet": "water closet sign",
+    "foggy": "foggy city",
+    "locked": "lock",
+    "unlocked": "open lock",
+    "locked with pen": "lock with pen",
+    "locked with key": "lock with key",
+    "dizzy": "dizzy star",
+    "high voltage": "lightning bolt",
+    "radioactive": "radioactive sign",
+    "biohazard": "biohazard sign",
+    "warning": "warning sign",
+    "mobile phone off": "switched-off phone",
+    "teacup without handle": "tea bowl",
+    "seat": "airplane seat",
+    "link": "chain link",
+    "pick": "pickaxe",
 }
 
 
