@@ -38,7 +38,7 @@ def load_sprites(folders: list[Path]) -> list[Sprite]:
     """Read image folders as `examples/emoji/build.py` writes them, without the withheld concepts."""
     withheld = withheld_concepts()
     with (EMOJI / "concepts.csv").open(encoding="utf-8", newline="") as rows:
-        tags = {row["concept"]: tuple(filter(None, row["tags"].split("|"))) for row in csv.DictReader(rows)}
+        tags = {row["concept"]: tuple(filter(None, row["tags"].split(";"))) for row in csv.DictReader(rows)}
     sprites = []
     for folder in folders:
         for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():

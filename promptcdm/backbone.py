@@ -1,0 +1,200 @@
+"""The frozen Stable Diffusion: a stock diffusers pipeline, its identity, and text and pictures as numbers.
+
+    pixels     (B, 3, H, W) in [-1, 1]
+    latents    (B, C, h, w), scaled by the VAE's scaling factor
+    alpha_bar  share of signal at a timestep, (T,)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
+
+from promptcdm.errors import BadInput
+from promptcdm.prompt import PromptEmbeds, encode_prompts
+from promptcdm.shipped import shipped
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded pipeline whose weights never change.
+
+    `digest` names the weights whatever dtype they are loaded in; `architecture` decides which adapters fit at all.
+    """
+
+    pipe: Any  # StableDiffusionPipeline or StableDiffusionXLPipeline
+    name: str
+    digest: str
+    architecture: str
+    alphas_cumprod: Tensor  # (T,) of the training schedule
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)  # whoever runs the UNet holds it
+
+    @classmethod
+    def load(
+        cls, model: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", variant: str = ""
+    ) -> Backbone:
+        """Load nano, a diffusers folder, a hub id or a single-file safetensors checkpoint.
+
+        Raises BadInput where it is none of these or no Stable Diffusion 1.x, 2.x or XL.
+        """
+        place = torch.device(_device(device))
+        if dtype != "auto" and dtype not in DTYPES:
+            raise BadInput(f"dtype {dtype!r} is unknown; accepted: auto, {', '.join(DTYPES)}")
+        wanted = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.float16)
+        pipe = _load_pipeline(model, torch.float16 if wanted == torch.float16 else torch.float32, variant)
+        if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
+            raise BadInput(f"{model} is a {type(pipe).__name__}; accepted: Stable Diffusion 1.x, 2.x and XL pipelines")
+        return cls._of(pipe, str(model), place, wanted)
+
+    @classmethod
+    def _of(cls, pipe: Any, name: str, place: torch.device, dtype: torch.dtype) -> Backbone:
+        pipe.set_progress_bar_config(disable=True)
+        modules = {n: getattr(pipe, n) for n in ("unet", "vae", *TEXT_ENCODERS) if getattr(pipe, n, None) is not None}
+        for module in modules.values():
+            module.requires_grad_(False).eval()
+        schedule = DDPMScheduler.from_config(pipe.scheduler.config)
+        prediction = schedule.config.prediction_type
+        identity = f"{prediction} {pipe.vae.config.scaling_factor}"
+        digest = _digest(modules, identity)
+        pipe.to(place, dtype)
+        label = "nano" if name == "nano" else Path(name).name
+        return cls(pipe, label, digest, _architecture(pipe.unet.config), schedule.alphas_cumprod)
+
+    @property
+    def unet(self) -> Any:
+        """The frozen UNet2DConditionModel."""
+        return self.pipe.unet
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the UNet computes in."""
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def prediction_type(self) -> str:
+        """epsilon or v_prediction."""
+        return str(self.pipe.scheduler.config.prediction_type)
+
+    @property
+    def resolution(self) -> int:
+        """Pixels a side that the UNet was made for."""
+        return int(self.unet.config.sample_size * self.pipe.vae_scale_factor)
+
+    @property
+    def module_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Weight shapes of the UNet's linear and convolution layers by name: what a LoRA may adapt."""
+        layers = (nn.Linear, nn.Conv2d)
+        return {n: tuple(m.weight.shape) for n, m in self.unet.named_modules() if isinstance(m, layers)}
+
+    def encode_prompts(self, prompts: Sequence[str], soft: Mapping[str, Tensor] | None = None) -> PromptEmbeds:
+        """Embed prompts (B), with a source's soft prompt where given."""
+        encoders = {n: getattr(self.pipe, n) for n in TEXT_ENCODERS if getattr(self.pipe, n, None) is not None}
+        tokenizers = {n: getattr(self.pipe, n.replace("text_encoder", "tokenizer")) for n in encoders}
+        return encode_prompts(encoders, tokenizers, prompts, soft)
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (B, C, h, w) of the VAE's posterior, unscaled, fp32 on the CPU."""
+        pixels = torch.stack([pil_to_tensor(image.convert("RGB")) for image in images])
+        pixels = (pixels.float() / 127.5 - 1).to(self.device, self.pipe.vae.dtype)
+        posterior = self.pipe.vae.encode(pixels).latent_dist
+        return posterior.mean.float().cpu(), posterior.std.float().cpu()
+
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        """Share of signal at timesteps t (B,), which need not be whole: log-SNR is interpolated."""
+        table = self.alphas_cumprod.double()
+        log_snr = table.log() - (1 - table).log()
+        t = t.double().cpu().clamp(0, len(table) - 1)
+        low = t.floor().long().clamp(max=len(table) - 2)
+        return torch.lerp(log_snr[low], log_snr[low + 1], t - low).sigmoid()
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _load_pipeline(model: str | Path, dtype: torch.dtype, variant: str) -> Any:
+    path = shipped("nano") if str(model) == "nano" else Path(model)
+    options: dict[str, Any] = {"dtype": dtype}
+    if variant:
+        options["variant"] = variant
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # a missing safety checker is the folder's choice, not news
+    try:
+        if path.is_file():
+            return _load_single_file(path, options)
+        if path.is_dir():
+            if not (path / "model_index.json").is_file():
+                raise BadInput(f"{path} holds no model_index.json; a backbone folder is one that diffusers saved")
+            return DiffusionPipeline.from_pretrained(path, use_safetensors=True, local_files_only=True, **options)
+        if path.suffix or str(model).count("/") != 1 or str(model).startswith((".", "/")):
+            raise BadInput(f"backbone {model} does not exist; accepted: nano, a diffusers folder, a hub id, a .safetensors file")
+        return DiffusionPipeline.from_pretrained(str(model), use_safetensors=True, **options)
+    except (OSError, ValueError, EnvironmentError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"backbone {model} cannot be loaded: {str(error).splitlines()[0]}") from error
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+
+
+def _load_single_file(path: Path, options: dict[str, Any]) -> Any:
+    if path.suffix != ".safetensors":
+        raise BadInput(f"{path} is no safetensors file; pickled checkpoints are never opened: convert it first")
+    config = path.with_suffix("")  # configuration and tokenizer in a folder of the same name, for offline use
+    if config.is_dir():
+        options = {**options, "config": str(config), "local_files_only": True}
+    kind = StableDiffusionXLPipeline if _is_sdxl(path) else StableDiffusionPipeline
+    return kind.from_single_file(str(path), **options)
+
+
+def _is_sdxl(path: Path) -> bool:
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    return b"conditioner.embedders.1" in header
+
+
+def _digest(modules: Mapping[str, nn.Module], identity: str) -> str:
+    """sha256 over every stored tensor rounded to fp16, with names that do not depend on the transformers version."""
+    digest = hashlib.sha256(identity.encode())
+    for name, tensor in sorted(_named_tensors(modules)):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _named_tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    for part, module in modules.items():
+        for name, tensor in module.state_dict().items():
+            if not name.endswith("position_ids"):
+                yield f"{part}.{name.replace('text_model.', '')}", tensor
+
+
+def _architecture(config: Any) -> str:
+    width = config.cross_attention_dim
+    channels = "x".join(map(str, config.block_out_channels))
+    known = {("768", "320x640x1280x1280"): "sd1", ("1024", "320x640x1280x1280"): "sd2", ("2048", "320x640x1280"): "sdxl"}
+    return known.get((str(width), channels), f"sd-{width}-{channels}")

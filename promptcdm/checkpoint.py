@@ -1,0 +1,60 @@
+"""Where an interrupted training goes on: parameters, optimizer and log, as safetensors and JSON.
+
+The identity (backbone, source, settings) is stored beside them, and another one is refused rather than mixed in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from promptcdm.errors import BadInput
+from promptcdm.tensorfile import read_tensors, write_tensors
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.AdamW,
+    identity: Mapping[str, Any],
+    log: list[dict[str, float]],
+) -> None:
+    """Write one file, atomically: the old checkpoint stands until the new one is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"parameter/{n}": p.detach().cpu() for n, p in parameters.items()}
+    for n, p in parameters.items():
+        tensors |= {f"{k}/{n}": optimizer.state[p][k].cpu() for k in MOMENTS}
+    metadata = {"step": str(step), "identity": json.dumps(identity, sort_keys=True), "log": json.dumps(log)}
+    write_tensors(folder / "checkpoint.safetensors", tensors, metadata)
+
+
+def load_checkpoint(
+    folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW, identity: Mapping[str, Any]
+) -> tuple[int, list[dict[str, float]]]:
+    """Fill parameters and optimizer and return (step, log); (0, []) where there is no checkpoint.
+
+    Raises BadInput where the checkpoint is of another backbone, source or settings.
+    """
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return 0, []
+    tensors, metadata = read_tensors(path)
+    stored = json.loads(metadata["identity"])
+    differing = sorted(k for k in identity if stored.get(k) != identity[k])
+    if differing:
+        raise BadInput(
+            f"{folder} holds a checkpoint of another {' and '.join(differing)}; delete that folder to start anew, "
+            "or train with what it was started with"
+        )
+    for n, p in parameters.items():
+        p.data.copy_(tensors[f"parameter/{n}"])
+        optimizer.state[p] = {k: tensors[f"{k}/{n}"].to("cpu" if k == "step" else p.device) for k in MOMENTS}
+    return int(metadata["step"]), json.loads(metadata["log"])

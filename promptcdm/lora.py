@@ -1,0 +1,127 @@
+"""LoRA inside a frozen UNet: put in, run with exactly one or none, read out, take away.
+
+    base(x) + B A x        A (r, in), B (out, r), the strength alpha / r folded into B
+
+PEFT's layers carry the arithmetic. Which adapter they apply is mutable state of the shared UNet, so it is only ever
+changed inside `running`, under the caller's lock, and is none outside it.
+
+    lora       {"unet.<module>.lora_A.weight": (r, in[, kh, kw]), "unet.<module>.lora_B.weight": (out, r[, 1, 1])}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig
+from peft.functional import inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from promptcdm.errors import AdapterMismatch
+
+PREFIX = "unet."
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+WIDE = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+
+
+def target_modules(unet: nn.Module, targets: str) -> list[str]:
+    """Names of the layers that `targets` ("attention" or "wide") adapts, in the UNet's order."""
+    suffixes = ATTENTION if targets == "attention" else WIDE
+    layers = (nn.Linear, nn.Conv2d)
+    return [n for n, m in unet.named_modules() if isinstance(m, layers) and n.endswith(tuple("." + s for s in suffixes))]
+
+
+def insert(unet: nn.Module, name: str, lora: Mapping[str, Tensor]) -> None:
+    """Add `lora` to the UNet as adapter `name`, not active and without gradients.
+
+    Raises AdapterMismatch where a key names no layer of this UNet or a shape does not fit.
+    """
+    ranks = {key[len(PREFIX) : -len(".lora_A.weight")]: t.shape[0] for key, t in lora.items() if key.endswith("lora_A.weight")}
+    modules = dict(unet.named_modules())
+    missing = sorted(set(ranks) - set(modules))
+    if missing:
+        raise AdapterMismatch(f"{missing[0]} is no layer of this UNet ({len(missing)} such keys); the adapter is of another architecture")
+    new_layers(unet, name, ranks)
+    for module_name, layer in lora_layers(unet):
+        if name not in layer.lora_A:
+            continue
+        for part in ("lora_A", "lora_B"):
+            weight = getattr(layer, part)[name].weight
+            tensor = lora[f"{PREFIX}{module_name}.{part}.weight"]
+            if weight.shape != tensor.shape:
+                remove(unet, name)
+                raise AdapterMismatch(
+                    f"{module_name}.{part} is {tuple(tensor.shape)}, this UNet takes {tuple(weight.shape)}: "
+                    "the adapter is of another architecture"
+                )
+            weight.data.copy_(tensor)
+    activate(unet, None)
+
+
+def new_layers(unet: nn.Module, name: str, ranks: Mapping[str, int]) -> None:
+    """Wrap the named layers with a fresh LoRA of each one's rank (A random, B zero), in fp32."""
+    any_rank = next(iter(ranks.values()))
+    config = LoraConfig(
+        r=any_rank,
+        lora_alpha=any_rank,
+        target_modules=sorted(ranks),
+        rank_pattern=dict(ranks),
+        alpha_pattern=dict(ranks),
+        bias="none",
+    )
+    inject_adapter_in_model(config, unet, adapter_name=name)
+    for _, layer in lora_layers(unet):
+        if name in layer.lora_A:
+            layer.lora_A[name].float()
+            layer.lora_B[name].float()
+
+
+def lora_layers(unet: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
+    """Every wrapped layer with its module name."""
+    return [(n, m) for n, m in unet.named_modules() if isinstance(m, BaseTunerLayer)]
+
+
+def activate(unet: nn.Module, name: str | None, *, trainable: bool = False) -> None:
+    """Let exactly adapter `name`, or none, act. Unlike PEFT's, an unknown name is an error, not the bare backbone."""
+    layers = [layer for _, layer in lora_layers(unet)]
+    if name is not None and not any(name in layer.lora_A for layer in layers):
+        raise AdapterMismatch(f"no adapter {name!r} is in this UNet; insert it first")
+    for layer in layers:
+        layer.set_adapter([] if name is None else [name], inference_mode=not trainable)
+
+
+@contextmanager
+def running(unet: nn.Module, name: str | None) -> Iterator[None]:
+    """Run with adapter `name` alone (None: the bare backbone), then with none. The caller holds the UNet's lock."""
+    activate(unet, name)
+    try:
+        yield
+    finally:
+        if name is not None:
+            activate(unet, None)
+
+
+def read_out(unet: nn.Module, name: str) -> dict[str, Tensor]:
+    """The tensors of adapter `name` as fp32 copies on the CPU, in the grammar of the module docstring."""
+    tensors = {}
+    for module_name, layer in lora_layers(unet):
+        if name in layer.lora_A:
+            for part in ("lora_A", "lora_B"):
+                weight = getattr(layer, part)[name].weight
+                tensors[f"{PREFIX}{module_name}.{part}.weight"] = weight.detach().to("cpu", torch.float32, copy=True)
+    return tensors
+
+
+def remove(unet: nn.Module, name: str) -> None:
+    """Take adapter `name` out; a layer that holds no other gets its plain module back, as if it had never been wrapped."""
+    for module_name, layer in lora_layers(unet):
+        if name in layer.lora_A:
+            for part in (layer.lora_A, layer.lora_B, layer.lora_dropout):
+                del part[name]
+            for settings in (layer.r, layer.lora_alpha, layer.scaling):
+                settings.pop(name, None)
+        if not layer.lora_A:
+            parent, _, child = module_name.rpartition(".")
+            setattr(unet.get_submodule(parent), child, layer.base_layer)

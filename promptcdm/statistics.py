@@ -1,0 +1,48 @@
+"""What a router knows of a source, computed by that source alone.
+
+    latents      (I, C, h, w) of its pictures, scaled
+    latent_mean  (C, G, G)    on one fixed grid, so that sources measured at different resolutions agree
+    latent_var   (C, G, G)
+    prototypes   (M, D)       unit-norm centres of its captions' embeddings
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+GRID = 8
+PROTOTYPES = 32
+# A source of a few pictures would have no variance where they agree: one picture stands for its neighbourhood.
+VARIANCE_FLOOR = 1e-2
+
+
+def latent_statistics(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the latents over pictures and posterior noise, each (C, G, G); a floor keeps them apart from 0."""
+    cells = max(1.0, mean.shape[-1] * mean.shape[-2] / GRID**2)
+    pooled = F.adaptive_avg_pool2d(mean.float(), GRID)
+    noise = F.adaptive_avg_pool2d(std.float().square(), GRID).mean(0) / cells
+    variance = pooled.var(0, unbiased=False) + noise
+    return pooled.mean(0), variance.clamp(min=VARIANCE_FLOOR * float(variance.mean()) + 1e-8)
+
+
+def caption_prototypes(embeddings: Tensor, count: int = PROTOTYPES) -> tuple[Tensor, Tensor]:
+    """Spherical k-means of caption embeddings (I, D): centres (M, D) and the share of captions of each (M,).
+
+    Deterministic: centres start from the farthest-first traversal of the captions in the order given.
+    """
+    points = F.normalize(embeddings.float(), dim=1)
+    chosen = [0]
+    nearest = points @ points[0]
+    while len(chosen) < min(count, len(points)):
+        chosen.append(int(nearest.argmin()))
+        nearest = torch.maximum(nearest, points @ points[chosen[-1]])
+    centres = points[chosen]
+    for _ in range(10):
+        own = (points @ centres.T).argmax(1)
+        sums = torch.zeros_like(centres).index_add_(0, own, points)
+        empty = sums.norm(dim=1, keepdim=True) == 0
+        centres = torch.where(empty, centres, F.normalize(sums, dim=1))
+    share = torch.bincount((points @ centres.T).argmax(1), minlength=len(centres)).float()
+    return centres, share / share.sum()
