@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from pictures import augment, load_sprites
 from safetensors.torch import load_file, save_file
-from scene_set import coloured_sprites, scenes
+from scene_set import scenes
 from torch import Tensor
 
 COPIES = 6  # shifted and scaled copies of each sprite; the first is the sprite itself
@@ -61,11 +61,11 @@ def latent_set(folders: list[Path], vae: AutoencoderKL, run: Path) -> LatentSet:
     rng = np.random.default_rng(3)
     texts: list[tuple[str, ...]] = [(s.label, *s.tags) for s in sprites]
     cache = run / "latents.safetensors"
-    coloured = coloured_sprites(sprites, COLOURED, seed=4)
-    composed = scenes(sprites, SCENES, seed=5)
+    coloured = scenes(folders, COLOURED, seed=4, kind="colour")
+    composed = scenes(folders, SCENES, seed=5)
     text_of = [i for i in range(len(sprites)) for _ in range(COPIES)]
     text_of += range(len(texts), len(texts) + len(coloured) + len(composed))
-    texts += [(label,) for _, label in coloured] + [("=" + wording,) for _, wording in composed]
+    texts += [("=" + wording,) for _, wording in coloured + composed]
     if not cache.exists():
         pictures = [s.pixels if copy == 0 else augment(s.pixels, rng) for s in sprites for copy in range(COPIES)]
         mean, std = encode(vae, pictures + [p for p, _ in coloured] + [p for p, _ in composed])

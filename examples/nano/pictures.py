@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 EMOJI = Path(__file__).resolve().parent.parent / "emoji"
-sys.path.insert(0, str(EMOJI))
+sys.path.append(str(EMOJI))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from captions import caption
+from wordings import caption
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from latents import LatentSet, latent_set
 from safetensors.torch import load_file, save_file
