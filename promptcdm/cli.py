@@ -1,0 +1,403 @@
+"""The command line: one command for each verb of the Python API, and the only place that prints.
+
+Results go to standard output, progress and one-line errors to standard error. The exit code is 0 when done,
+2 for wrong input, 1 for a failure. Modules that need torch are imported by the command that uses them, so
+that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from promptcdm import __version__
+from promptcdm.config import read_config, settle
+from promptcdm.errors import AdapterMismatch, BadInput, BadSource, PromptCDMError, RunFailed
+from promptcdm.flags import (
+    Attribution,
+    Author,
+    Config,
+    License,
+    Mismatch,
+    Origin,
+    Replace,
+    Store,
+    with_flags,
+)
+from promptcdm.settings import BackboneSettings, GenerateSettings, TrainSettings
+
+if TYPE_CHECKING:
+    from promptcdm.adapter import Adapter
+    from promptcdm.backbone import Backbone
+    from promptcdm.source import Source
+
+ALL_SETTINGS = (BackboneSettings, TrainSettings, GenerateSettings)
+LARGE_PIXELS = 256  # from here on a picture is not meant for nano
+
+app = typer.Typer(
+    help="Stable Diffusion composed, at inference, from adapters that each source of data trained alone.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich doubles the time of --help
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("_", "-"),  # --batch_size is --batch-size
+        "max_content_width": 110,
+    },
+)
+evaluate_app = typer.Typer(help="Score pictures.", rich_markup_mode=None)
+app.add_typer(evaluate_app, name="evaluate")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(_run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+    try:
+        code = app(args=argv, prog_name="promptcdm", standalone_mode=False)
+    except usage_error as error:
+        where = error.ctx.command_path if error.ctx else "promptcdm"
+        return _refuse(f"{error.format_message().rstrip('.')}; see {where} --help", 2)
+    except PromptCDMError as error:
+        _refuse(str(error), 2)
+        for problem in error.problems if isinstance(error, BadSource) else ():
+            typer.echo(f"  {problem}", err=True)
+        return 1 if isinstance(error, RunFailed) else 2
+    except typer.Abort:
+        return _refuse("stopped", 1)
+    except OSError as error:
+        return _refuse(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
+    return code if isinstance(code, int) else 0
+
+
+def _refuse(message: str, code: int) -> int:
+    typer.echo(f"promptcdm: {' '.join(message.split())}", err=True)
+    return code
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"promptcdm {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of other libraries, for their developers
+
+
+@app.command("train-adapter")
+@with_flags(BackboneSettings, TrainSettings)
+def train_adapter(
+    source: Annotated[
+        str, typer.Option(help="the source's name, or its folder where --data is left out", metavar="NAME")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="folder of pictures with captions", metavar="FOLDER")
+    ] = None,
+    license: License = None,
+    author: Author = None,
+    origin: Origin = None,
+    attribution: Attribution = None,
+    replace: Replace = False,
+    store: Store = Path("adapters"),
+    config: Config = None,
+    **flags: Any,
+) -> None:
+    """Train one source's adapter, alone.
+
+    The folder is checked whole before any model is loaded. A run that was interrupted goes on from its last
+    checkpoint when the same command is given again.
+    """
+    chosen = read_config(config, ALL_SETTINGS) if config else {}
+    which, settings = settle(BackboneSettings, chosen, flags), settle(TrainSettings, chosen, flags)
+    facts = {"license": license, "author": author, "origin": origin, "attribution": attribution}
+    opened = _open_source(source, data, facts)
+    if flags["backbone"] is None and "backbone" not in chosen:
+        _refuse_large_pictures(opened)
+
+    from promptcdm.progress import training_bar
+    from promptcdm.store import AdapterStore
+    from promptcdm.train import train_adapter as train
+
+    adapters = AdapterStore(store)
+    if opened.name in adapters.sources() and not replace:
+        raise BadInput(f"{store / opened.name} exists; --replace trains it again and replaces it")
+    backbone = _load_backbone(which)
+    partial = store / f"{opened.name}.partial"
+    with training_bar(opened.name, settings.steps, settings.batch_size) as on_step:
+        adapter = train(opened, backbone, settings, checkpoint=partial, on_step=on_step)
+    adapters.add(adapter, replace=replace)
+    shutil.rmtree(partial, ignore_errors=True)
+    _say_adapter(store, adapter)
+
+
+def _open_source(source: str, data: Path | None, facts: Mapping[str, str | None]) -> Source:
+    from promptcdm.source import Source
+
+    if data is not None:
+        opened = Source.open(data, source, **facts)
+    elif Path(source).is_dir():
+        opened = Source.open(Path(source), **facts)
+    else:
+        raise BadInput(f"--source {source} is no folder; give its pictures with --data FOLDER")
+    for note in opened.notes:
+        typer.echo(f"{opened.name}: {note}", err=True)
+    return opened
+
+
+def _refuse_large_pictures(source: Source) -> None:
+    """Refuse to train nano, which draws 64 px, on pictures for a Stable Diffusion, unless asked to."""
+    from PIL import Image
+
+    large = 0
+    for item in source.items:
+        with Image.open(item.path) as picture:
+            large += min(picture.size) >= LARGE_PIXELS
+    if 2 * large > len(source):
+        raise BadInput(
+            f"{large} of {len(source)} pictures have {LARGE_PIXELS} px or more, and the default backbone, "
+            "nano, draws 64 px for demonstration; name a Stable Diffusion (or nano itself) with --backbone"
+        )
+
+
+def _load_backbone(which: BackboneSettings) -> Backbone:
+    from promptcdm.backbone import Backbone
+
+    if which.backbone == "nano":
+        typer.echo("backbone: nano (64 px demonstration)", err=True)
+    return Backbone.load(which.backbone, device=which.device, dtype=which.dtype, variant=which.variant)
+
+
+def _say_adapter(store: Path, adapter: Adapter) -> None:
+    record = adapter.record
+    facts = f"{adapter.kind}, {record.items} pictures, {record.license}, sha256 {adapter.sha256}"
+    typer.echo(f"{store / adapter.source}: {facts}")
+
+
+@app.command("import-adapter")
+@with_flags(BackboneSettings)
+def import_adapter(
+    lora: Annotated[str, typer.Argument(help="file, folder or hub id of a LoRA", metavar="PATH_OR_HUB_ID")],
+    source: Annotated[str, typer.Option(help="the name it gets in the store", metavar="NAME")],
+    trigger: Annotated[str, typer.Option(help="text put before the prompts of this source")] = "",
+    license: License = None,
+    author: Author = None,
+    origin: Origin = None,
+    attribution: Attribution = None,
+    replace: Replace = False,
+    store: Store = Path("adapters"),
+    config: Config = None,
+    **flags: Any,
+) -> None:
+    """Bring in a LoRA of another tool's making.
+
+    Takes kohya's, diffusers' and peft's formats. Such an adapter has no statistics for a router: compose it
+    with --router uniform.
+    """
+    which = settle(BackboneSettings, read_config(config, ALL_SETTINGS) if config else {}, flags)
+
+    from promptcdm.import_adapter import import_adapter as read_adapter
+    from promptcdm.store import AdapterStore
+
+    facts = {"license": license, "author": author, "origin": origin, "attribution": attribution}
+    adapter = read_adapter(lora, source, _load_backbone(which), trigger=trigger, **facts)
+    AdapterStore(store).add(adapter, replace=replace)
+    _say_adapter(store, adapter)
+
+
+@app.command()
+@with_flags(BackboneSettings, GenerateSettings)
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="what to draw", metavar="PROMPT...")],
+    allowed: Annotated[
+        str,
+        typer.Option(help='sources that may be used, with commas; "" is the bare backbone', metavar="A,B"),
+    ],
+    strength: Annotated[
+        list[str] | None, typer.Option(help="strength of a source's LoRA; repeatable [1]", metavar="NAME=X")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder of the pictures", metavar="DIR")] = Path("out"),
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="the parameters inside the PNG files")
+    ] = True,
+    weights_figure: Annotated[
+        bool, typer.Option("--weights-figure", help="draw the weights of each step into weights.png")
+    ] = False,
+    allow_backbone_mismatch: Mismatch = False,
+    store: Store = Path("adapters"),
+    config: Config = None,
+    **flags: Any,
+) -> None:
+    """Make pictures from the allowed sources.
+
+    A source that is not named in --allowed has no influence on them.
+    """
+    chosen = read_config(config, ALL_SETTINGS) if config else {}
+    which, settings = settle(BackboneSettings, chosen, flags), settle(GenerateSettings, chosen, flags)
+    names, strengths = _names(allowed), _strengths(strength or [])
+
+    from promptcdm.generate import generate as make
+    from promptcdm.progress import generation_bar
+    from promptcdm.store import AdapterStore
+
+    adapters, backbone = AdapterStore(store), _load_backbone(which)
+    count = len(prompts) * settings.num_images
+    with generation_bar("generate", count, settings.num_inference_steps) as on_step:
+        generation = make(
+            prompts,
+            allowed=names,
+            backbone=backbone,
+            store=adapters,
+            settings=settings,
+            strength=strengths,
+            allow_backbone_mismatch=allow_backbone_mismatch,
+            on_step=on_step,
+        )
+    paths = generation.save(out, metadata=metadata)
+    if weights_figure:
+        from promptcdm.timeline import weight_timeline
+
+        weight_timeline(generation, out / "weights.png")
+    for path, record in zip(paths, generation.records, strict=True):
+        shares = ", ".join(f"{name} {weight:.0%}" for name, weight in record["weights"].items())
+        typer.echo(f"{path}: {shares or 'bare backbone'}")
+    owed = {name: line for record in generation.records for name, line in record["attribution"].items()}
+    for name, line in owed.items():
+        typer.echo(f"attribution owed to {name}: {line}")
+
+
+def _names(allowed: str) -> list[str]:
+    names = [name.strip() for name in allowed.split(",")] if allowed.strip() else []
+    if not all(names):
+        raise BadInput(f'--allowed is {allowed!r}; it takes names with commas between them, or "" for none')
+    return names
+
+
+def _strengths(given: Sequence[str]) -> dict[str, float]:
+    strengths = {}
+    for part in ",".join(given).split(",") if given else ():
+        name, _, value = part.partition("=")
+        try:
+            strengths[name.strip()] = float(value)
+        except ValueError as error:
+            raise BadInput(f"--strength is {part!r}; it takes NAME=NUMBER, such as birds=0.8") from error
+    return strengths
+
+
+@evaluate_app.command("tifa")
+def evaluate_tifa(
+    questions: Annotated[Path, typer.Option(help="TIFA's question file", metavar="FILE")],
+    images: Annotated[
+        Path, typer.Option(help="JSON of id: picture, beside the pictures", metavar="MAP.json")
+    ],
+    judge: Annotated[
+        str,
+        typer.Option(help="nano-judge, hf:ID_OR_FOLDER, always-yes or first-choice", metavar="NAME"),
+    ] = "nano-judge",
+    out: Annotated[Path | None, typer.Option(help="TIFA's result file", metavar="FILE")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the order of choices")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+) -> None:
+    """Ask a judge TIFA's questions about pictures, beside judges that see none."""
+    from promptcdm.evaluate import run_tifa
+
+    _say_table(run_tifa(questions, images, judge, out, seed=seed, device=device).table())
+
+
+@app.command()
+def sources(
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    store: Store = Path("adapters"),
+) -> None:
+    """List the sources of a store."""
+    from promptcdm.store import AdapterStore
+
+    adapters = AdapterStore(store)
+    records = [adapters.load(name).record.model_dump(mode="json") for name in adapters.sources()]
+    if as_json:
+        typer.echo(json.dumps(records, indent=2, sort_keys=True, ensure_ascii=False))
+        return
+    rows = [("source", "kind", "pictures", "license", "author", "backbone", "sha256")]
+    for r in records:
+        facts = (str(r[key]) for key in ("source", "kind", "items", "license", "author"))
+        rows.append((*facts, r["backbone"]["name"], r["sha256"][:12]))
+    _say_table(rows)
+
+
+@app.command()
+def forget(
+    name: Annotated[str, typer.Argument(help="the source", metavar="NAME")],
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    store: Store = Path("adapters"),
+) -> None:
+    """Remove a source, and print a receipt.
+
+    Its adapter goes, and everything derived from it.
+    """
+    from promptcdm.forget import forget as remove
+    from promptcdm.store import AdapterStore
+
+    adapters = AdapterStore(store)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise BadInput(f"forget asks before it removes {name}; add --yes where nobody can answer")
+        typer.confirm(f"Remove {store / name} and everything derived from it?", abort=True)
+    typer.echo(str(remove(name, store=adapters)))
+
+
+@app.command()
+def verify(
+    name: Annotated[
+        str | None, typer.Argument(help="one source; all where left out", metavar="[NAME]")
+    ] = None,
+    store: Store = Path("adapters"),
+) -> None:
+    """Check every file against its digests."""
+    from promptcdm.store import AdapterStore
+
+    adapters = AdapterStore(store)
+    wrong = 0
+    names = adapters.sources() if name is None else [name]
+    for each in names:
+        try:
+            typer.echo(f"{each}: ok, sha256 {adapters.load(each).sha256}")
+        except AdapterMismatch as error:
+            wrong += 1
+            typer.echo(f"{each}: {error}")
+    if wrong:
+        raise RunFailed(f"{wrong} of {len(names)} sources do not match their digests")
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="folder of the report and everything it shows", metavar="DIR")
+    ] = Path("demo"),
+) -> None:
+    """See all of it on the shipped pictures.
+
+    Trains three adapters, composes them for three users, forgets one, scores, and writes report.html.
+    """
+    from promptcdm.demo import run_demo
+
+    run_demo(out)
+
+
+def _say_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text in columns, the first left, as wide as they need."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,90 @@
+"""Command line flags made from the fields of the settings dataclasses: the same names, help and defaults.
+
+A flag that is not given is None, so that a `--config` file stands between the default and the flag.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
+
+import typer
+
+from promptcdm.config import setting_types
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+# Flags of several commands that are no settings.
+Store = Annotated[Path, typer.Option("--store", help="folder of adapters", metavar="DIR")]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file of settings; a flag wins over it", metavar="FILE"),
+]
+License = Annotated[str | None, typer.Option("--license", help="SPDX identifier; wins over source.toml")]
+Author = Annotated[str | None, typer.Option("--author", help="who made the pictures")]
+Origin = Annotated[str | None, typer.Option("--origin", help="where they come from")]
+Attribution = Annotated[str | None, typer.Option("--attribution", help="the line that the licence asks for")]
+Replace = Annotated[bool, typer.Option("--replace", help="replace the source's adapter")]
+Mismatch = Annotated[
+    bool,
+    typer.Option(
+        "--allow-backbone-mismatch", help="use adapters of another checkpoint of the same architecture"
+    ),
+]
+
+
+def with_flags(*kinds: type) -> Callable[[Command], Command]:
+    """Give a command one flag for each field of `kinds`, which it receives together as `**flags`."""
+
+    def add(command: Command) -> Command:
+        hints = get_type_hints(command, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[parameter.name])
+            for parameter in inspect.signature(command).parameters.values()
+            if parameter.kind is not parameter.VAR_KEYWORD
+        ]
+        taken = {parameter.name for parameter in own}
+        added = [flag for kind in kinds for flag in _flags(kind) if flag.name not in taken]
+        vars(command)["__signature__"] = inspect.Signature([*own, *added])
+        command.__annotations__ = {p.name: p.annotation for p in [*own, *added]} | {"return": None}
+        return command
+
+    return add
+
+
+def _flags(kind: type) -> list[inspect.Parameter]:
+    hints = setting_types(kind)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            # Text, whatever the field: `config.settle` reads it, and refuses a flag as it refuses a file.
+            annotation=Annotated[
+                (bool if hints[field.name] is bool else str) | None,
+                typer.Option(
+                    _name(field.name, hints[field.name]),
+                    help=field.metadata["help"] + _shown(field.default),
+                    metavar=None if hints[field.name] is bool else _metavar(hints[field.name]),
+                ),
+            ],
+        )
+        for field in fields(kind)
+    ]
+
+
+def _name(name: str, hint: Any) -> str:
+    dashed = name.replace("_", "-")
+    return f"--{dashed}/--no-{dashed}" if hint is bool else f"--{dashed}"
+
+
+def _metavar(hint: Any) -> str:
+    return "NAME" if get_origin(hint) is Literal else {int: "N", float: "X"}.get(hint, "TEXT")
+
+
+def _shown(default: object) -> str:
+    """What the help says of a default; off and empty need no words."""
+    return "" if default is False or default == "" else f" [{default}]"
