@@ -29,6 +29,8 @@ from promptcdm.flags import (
     Origin,
     Replace,
     Store,
+    read_names,
+    read_strengths,
     with_flags,
 )
 from promptcdm.settings import BackboneSettings, GenerateSettings, TrainSettings
@@ -247,7 +249,7 @@ def generate(
     """
     chosen = read_config(config, ALL_SETTINGS) if config else {}
     which, settings = settle(BackboneSettings, chosen, flags), settle(GenerateSettings, chosen, flags)
-    names, strengths = _names(allowed), _strengths(strength or [])
+    names, strengths = read_names(allowed), read_strengths(strength or [])
 
     from promptcdm.generate import generate as make
     from promptcdm.progress import generation_bar
@@ -277,24 +279,6 @@ def generate(
     owed = {name: line for record in generation.records for name, line in record["attribution"].items()}
     for name, line in owed.items():
         typer.echo(f"attribution owed to {name}: {line}")
-
-
-def _names(allowed: str) -> list[str]:
-    names = [name.strip() for name in allowed.split(",")] if allowed.strip() else []
-    if not all(names):
-        raise BadInput(f'--allowed is {allowed!r}; it takes names with commas between them, or "" for none')
-    return names
-
-
-def _strengths(given: Sequence[str]) -> dict[str, float]:
-    strengths = {}
-    for part in ",".join(given).split(",") if given else ():
-        name, _, value = part.partition("=")
-        try:
-            strengths[name.strip()] = float(value)
-        except ValueError as error:
-            raise BadInput(f"--strength is {part!r}; it takes NAME=NUMBER, such as birds=0.8") from error
-    return strengths
 
 
 @evaluate_app.command("tifa")

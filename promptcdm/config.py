@@ -7,6 +7,7 @@ generation alike.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -83,7 +84,9 @@ def _accepts(hint: Any, value: object) -> bool:
         return value in get_args(hint)
     if isinstance(value, bool) or hint is bool:
         return hint is bool and isinstance(value, bool)
-    return isinstance(value, (int, float) if hint is float else hint)
+    if hint is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, hint)
 
 
 def _words(hint: Any) -> str:

@@ -6,7 +6,8 @@ A flag that is not given is None, so that a `--config` file stands between the d
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 import typer
 
 from promptcdm.config import setting_types
+from promptcdm.errors import BadInput
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -88,3 +90,30 @@ def _metavar(hint: Any) -> str:
 def _shown(default: object) -> str:
     """What the help says of a default; off and empty need no words."""
     return "" if default is False or default == "" else f" [{default}]"
+
+
+def read_names(allowed: str) -> list[str]:
+    """Return the names of `--allowed a,b`; none for the empty text. Raises BadInput for an empty name."""
+    names = [name.strip() for name in allowed.split(",")] if allowed.strip() else []
+    if not all(names):
+        raise BadInput(f'--allowed is {allowed!r}; it takes names with commas between them, or "" for none')
+    return names
+
+
+def read_strengths(given: Sequence[str]) -> dict[str, float]:
+    """Return the numbers of `--strength a=0.8 --strength b=1` or `--strength a=0.8,b=1`. Raises BadInput."""
+    strengths: dict[str, float] = {}
+    for part in ",".join(given).split(",") if given else ():
+        name, _, value = part.partition("=")
+        number = _number(value)
+        if not name.strip() or not math.isfinite(number):
+            raise BadInput(f"--strength is {part!r}; it takes NAME=NUMBER, such as birds=0.8")
+        strengths[name.strip()] = number
+    return strengths
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

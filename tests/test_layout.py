@@ -136,7 +136,11 @@ def test_imports_stand_at_the_top(name: str) -> None:
 def test_files_and_functions_fit_a_screen_or_two(name: str) -> None:
     lines = len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines())
     assert lines <= LINES, f"{name}.py has {lines} lines; one idea a file"
-    long = {f.name: n for f in functions(TREES[name]) if (n := (f.end_lineno or 0) - f.lineno + 1) > FUNCTION_LINES}
+    long = {
+        f.name: n
+        for f in functions(TREES[name])
+        if (n := (f.end_lineno or 0) - f.lineno + 1) > FUNCTION_LINES
+    }
     assert not long, f"{name}.py has functions of more than {FUNCTION_LINES} lines: {long}"
 
 
@@ -153,7 +157,9 @@ def test_errors_are_neither_hidden_nor_widened(name: str) -> None:
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else ""
-            assert caught and not re.search(r"\b(Base)?Exception\b", caught), f"{name}.py:{node.lineno} catches all"
+            assert caught and not re.search(r"\b(Base)?Exception\b", caught), (
+                f"{name}.py:{node.lineno} catches all"
+            )
         if isinstance(node, ast.keyword) and node.arg == "strict" and isinstance(node.value, ast.Constant):
             assert node.value.value is True, f"{name}.py:{node.value.lineno} is not strict"
 
