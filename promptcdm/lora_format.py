@@ -1,25 +1,117 @@
-"""LoRA tensors in the grammar of this package, and in the one that every other tool reads.
+"""LoRA tensors in the grammar of this package, and in those that other tools write.
 
-    ours     unet.<P>.lora_A.weight   (r, in[, kh, kw])      PEFT inside diffusers; W += B A, no alpha
-             unet.<P>.lora_B.weight   (out, r[, 1, 1])
-    kohya    lora_unet_<P with "." as "_">.lora_down.weight, .lora_up.weight, .alpha (0-d)
+    ours         unet.<P>.lora_A.weight (r, in[, kh, kw])     PEFT inside diffusers; W += B A, no alpha
+                 unet.<P>.lora_B.weight (out, r[, 1, 1])
+    kohya        lora_unet_<P joined by "_">.lora_down.weight, .lora_up.weight, .alpha; W += alpha / r B A
+    diffusers    unet.<P>.lora.down.weight, .lora.up.weight; older: unet.<..>.processor.to_q_lora.down.weight
+    PEFT         base_model.model.<P>.lora_A.weight           alpha in adapter_config.json beside the file
 
-<P> is the module's name in diffusers' UNet. alpha = r in what is written, so that every reader, whether it
-knows alpha or not, applies the same strength.
+<P> is the module's name in diffusers' UNet. What is read has its strength folded into B. What is written for
+kohya's readers has alpha = r, so that every reader, whether it knows alpha or not, applies the same strength.
+Every key is accounted for or refused by name: a LoRA of which half the layers load gives wrong pictures.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from promptcdm.errors import AdapterMismatch
+from promptcdm.kohya_names import kohya_name, kohya_names
+from promptcdm.lora_strength import Strength, strength_of
+from promptcdm.tensorfile import one_line, read_tensors
 
-PREFIX = "unet."
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _KEY = re.compile(r"unet\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.lora_([AB])\.weight")
+_HALVES = {
+    ".lora_A.weight": "A",
+    ".lora_B.weight": "B",
+    ".lora_down.weight": "A",
+    ".lora_up.weight": "B",
+    ".lora.down.weight": "A",
+    ".lora.up.weight": "B",
+    "_lora.down.weight": "A",
+    "_lora.up.weight": "B",
+    ".alpha": "alpha",
+}
+_TEXT_ENCODER = ("lora_te_", "lora_te1_", "lora_te2_", "text_encoder.", "text_encoder_2.")
+# Other ways to adapt a layer, by what their keys hold. Each computes something else than W + B A.
+_OTHER_KINDS = {
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "oft_": "OFT",
+    "boft_": "BOFT",
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "lora_mid": "Tucker-decomposed LoRA",
+    "ia3": "IA3",
+    ".on_input": "IA3",
+    ".diff": "full weight difference",
+    "bundle_emb": "bundled embedding",
+    ".bias": "LoRA with a bias",
+}
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA file of any of the grammars."""
+
+    lora: dict[str, Tensor]  # fp32, strength folded in
+    text_encoder: tuple[str, ...]  # keys of a text-encoder LoRA, which is not read
+
+
+def read_lora(path: Path, module_names: Collection[str]) -> dict[str, Tensor]:
+    """The LoRA of a file, in our grammar.
+
+    `module_names` are those of all linear and convolution layers of the UNet. Raises AdapterMismatch for
+    anything that is not a LoRA of this UNet alone.
+    """
+    file = open_lora(path, module_names)
+    if file.text_encoder:
+        raise AdapterMismatch(
+            f"{path}: {len(file.text_encoder)} keys adapt the text encoder, which is not supported; "
+            "import with --unet-only to leave them out"
+        )
+    return file.lora
+
+
+def open_lora(path: Path, module_names: Collection[str]) -> LoraFile:
+    """Like `read_lora`, but a text-encoder LoRA in the same file is listed instead of refused."""
+    tensors, metadata = read_tensors(path)
+    names = kohya_names(module_names)
+    known, text_encoder = set(module_names), []
+    layers: dict[str, dict[str, Tensor]] = {}
+    strangers = []
+    for key, tensor in sorted(tensors.items()):
+        if key.startswith(_TEXT_ENCODER):
+            text_encoder.append(key)
+            continue
+        base, half = _split(key, path)
+        module = _module(base, names)
+        if module not in known:
+            strangers.append(key)
+        elif half in layers.setdefault(module, {}):
+            raise AdapterMismatch(f"{path}: two keys give {half} of {module}, one is {one_line(key)}")
+        else:
+            layers[module][half] = tensor
+    if strangers:
+        raise AdapterMismatch(
+            f"{path}: {len(strangers)} of {len(tensors)} keys name no layer of this UNet, such as "
+            f"{one_line(strangers[0])}: the LoRA is of another architecture, or of an unsupported kind"
+        )
+    if not layers and not text_encoder:
+        raise AdapterMismatch(f"{path}: holds no tensors")
+    config = path.with_name(PEFT_CONFIG) if path.name == PEFT_FILE else None
+    strength = strength_of(metadata, config, str(path))
+    lora: dict[str, Tensor] = {}
+    for module, halves in sorted(layers.items()):
+        lora |= _folded(module, halves, strength, path)
+    return LoraFile(lora, tuple(text_encoder))
 
 
 def lora_modules(lora: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -45,13 +137,53 @@ def to_kohya(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same LoRA under kohya's keys, alpha = r. Raises AdapterMismatch where two modules get one name."""
     tensors: dict[str, Tensor] = {}
     for module, (a, b) in lora_modules(lora).items():
-        base = f"lora_unet_{module.replace('.', '_')}"
+        base = f"lora_unet_{kohya_name(module)}"
         if f"{base}.alpha" in tensors:
             raise AdapterMismatch(f"two modules would be {base} in kohya's naming; one is {module}")
         tensors[f"{base}.lora_down.weight"] = a
         tensors[f"{base}.lora_up.weight"] = b
         tensors[f"{base}.alpha"] = torch.tensor(float(a.shape[0]), dtype=a.dtype)
     return tensors
+
+
+def _split(key: str, path: Path) -> tuple[str, str]:
+    """A key -> the layer as it is written there, and which half of the LoRA it holds."""
+    for mark, kind in _OTHER_KINDS.items():
+        if mark in key:
+            raise AdapterMismatch(
+                f"{path}: {one_line(key)} is of a {kind}, which is not supported; only plain LoRA is"
+            )
+    for suffix, half in _HALVES.items():
+        if key.endswith(suffix):
+            return key.removesuffix(suffix), half
+    raise AdapterMismatch(
+        f"{path}: {one_line(key)} is no key of a LoRA in kohya's, diffusers' or PEFT's format"
+    )
+
+
+def _module(base: str, names: Mapping[str, str]) -> str:
+    """A layer as it is written in a file -> its name in diffusers' UNet, or as it is where it has none."""
+    for prefix in ("lora_unet_", "lycoris_"):
+        if base.startswith(prefix):
+            return names.get(base.removeprefix(prefix), base)
+    base = base.removeprefix("base_model.model.").removeprefix("unet.")
+    attention, processor, layer = base.partition(".processor.")
+    if processor:
+        return f"{attention}.{'to_out.0' if layer == 'to_out' else layer}"
+    return base
+
+
+def _folded(module: str, halves: Mapping[str, Tensor], strength: Strength, path: Path) -> dict[str, Tensor]:
+    if {"A", "B"} - halves.keys():
+        raise AdapterMismatch(f"{path}: {module} has only {', '.join(sorted(halves))} of its LoRA")
+    a, b = halves["A"].float(), halves["B"].float()
+    pair = {f"unet.{module}.lora_A.weight": a, f"unet.{module}.lora_B.weight": b}
+    try:
+        lora_modules(pair)
+    except AdapterMismatch as error:
+        raise AdapterMismatch(f"{path}: {error}") from None
+    scale = strength(module, a.shape[0], halves.get("alpha"))
+    return pair | {f"unet.{module}.lora_B.weight": b * scale}
 
 
 def _check_pair(module: str, a: Tensor, b: Tensor) -> None:
