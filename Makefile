@@ -2,6 +2,7 @@
 # make test    format check, lint, strict types, tests: what CI runs
 # make quick   lint and the tests that load no model: a minute
 # make format  put the code into the project's format
+# make docs    write docs/cli.md from the command line's help
 #
 # Each makes .venv itself, on any machine with make and Python 3.10 or newer:
 # make PYTHON=python3.12 test
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test quick format clean
+.PHONY: demo test quick format docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED)
@@ -29,6 +30,9 @@ quick: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/make_cli_page.py > docs/cli.md
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist

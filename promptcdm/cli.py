@@ -292,8 +292,8 @@ def evaluate_tifa(
         typer.Option(help="nano-judge, hf:ID_OR_FOLDER, always-yes or first-choice", metavar="NAME"),
     ] = "nano-judge",
     out: Annotated[Path | None, typer.Option(help="TIFA's result file", metavar="FILE")] = None,
-    seed: Annotated[int, typer.Option(help="seed of the order of choices")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    seed: Annotated[int, typer.Option(help="seed of the order of choices [0]", metavar="N")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps", metavar="TEXT")] = "auto",
 ) -> None:
     """Ask a judge TIFA's questions about pictures, beside judges that see none."""
     from promptcdm.evaluate import run_tifa

@@ -25,7 +25,7 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", help="TOML file of settings; a flag wins over it", metavar="FILE"),
 ]
-License = Annotated[str | None, typer.Option("--license", help="SPDX identifier; wins over source.toml")]
+License = Annotated[str | None, typer.Option("--license", help="SPDX identifier of the licence")]
 Author = Annotated[str | None, typer.Option("--author", help="who made the pictures")]
 Origin = Annotated[str | None, typer.Option("--origin", help="where they come from")]
 Attribution = Annotated[str | None, typer.Option("--attribution", help="the line that the licence asks for")]

@@ -1,7 +1,7 @@
 """The rules of the code base, as tests: layers, homes of libraries, sizes, and what must not be written.
 
-A module of the package stands in one layer and imports only from layers below it, so that whoever reads it knows
-what it cannot depend on. CONTRIBUTING.md draws the picture.
+A module of the package stands in one layer and imports only from layers below it, so that whoever reads it
+knows what it cannot depend on. CONTRIBUTING.md draws the picture.
 """
 
 from __future__ import annotations
