@@ -13,12 +13,12 @@ from promptcdm.cli import app
 START = """\
 # The command line
 
-Results go to standard output, progress and errors to standard error. The exit code is 0 when done, 2 for wrong
-input, 1 for a failure; an error is one line that says what was wrong and what is accepted.
+Results go to standard output, progress and errors to standard error. The exit code is 0 when done, 2 for
+wrong input, 1 for a failure; an error is one line that says what was wrong and what is accepted.
 
-Flags may be written with underscores, as in diffusers. Settings come from their defaults (in brackets), then from a
-`--config` TOML file, then from flags; `configs/` holds files for four backbones. A file is flat, and a key that no
-command knows is an error.
+Flags may be written with underscores, as in diffusers. Settings come from their defaults (in brackets), then
+from a `--config` TOML file, then from flags; `configs/` holds files for four backbones. A file is flat, and a
+key that no command knows is an error.
 
 This page is made by `docs/make_cli_page.py`; a test holds it to the commands.
 """
