@@ -72,7 +72,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return _refuse(f"{error.format_message().rstrip('.')}; see {where} --help", 2)
     except PromptCDMError as error:
         _refuse(str(error), 2)
-        for problem in error.problems if isinstance(error, BadSource) else ():
+        problems = error.problems if isinstance(error, BadSource) else ()
+        for problem in problems if len(problems) > 1 else ():  # one alone is in the message
             typer.echo(f"  {problem}", err=True)
         return 1 if isinstance(error, RunFailed) else 2
     except typer.Abort:
@@ -138,7 +139,7 @@ def train_adapter(
     if opened.name in adapters.sources() and not replace:
         raise BadInput(f"{store / opened.name} exists; --replace trains it again and replaces it")
     backbone = _load_backbone(which)
-    partial = store / f"{opened.name}.partial"
+    partial = adapters.checkpoint_folder(opened.name)
     with training_bar(opened.name, settings.steps, settings.batch_size) as on_step:
         adapter = train(opened, backbone, settings, checkpoint=partial, on_step=on_step)
     adapters.add(adapter, replace=replace)
@@ -310,7 +311,7 @@ def sources(
     from promptcdm.store import AdapterStore
 
     adapters = AdapterStore(store)
-    records = [adapters.load(name).record.model_dump(mode="json") for name in adapters.sources()]
+    records = [adapters.record(name).model_dump(mode="json") for name in adapters.sources()]
     if as_json:
         typer.echo(json.dumps(records, indent=2, sort_keys=True, ensure_ascii=False))
         return
