@@ -1,8 +1,8 @@
 """The frozen Stable Diffusion: a stock diffusers pipeline, its identity, and text and pictures as numbers.
 
-    pixels     (B, 3, H, W) in [-1, 1]
-    latents    (B, C, h, w), scaled by the VAE's scaling factor
-    alpha_bar  share of signal at a timestep, (T,)
+pixels     (B, 3, H, W) in [-1, 1]
+latents    (B, C, h, w), scaled by the VAE's scaling factor
+alpha_bar  share of signal at a timestep, (T,)
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
+from transformers.utils import logging as transformers_logging
 
 from promptcdm.errors import BadInput
+from promptcdm.lora import plain_layers
 from promptcdm.prompt import PromptEmbeds, encode_prompts
 from promptcdm.shipped import shipped
 
@@ -41,7 +44,9 @@ class Backbone:
     digest: str
     architecture: str
     alphas_cumprod: Tensor  # (T,) of the training schedule
-    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)  # whoever runs the UNet holds it
+    lock: threading.RLock = field(
+        default_factory=threading.RLock, repr=False
+    )  # whoever runs the UNet holds it
 
     @classmethod
     def load(
@@ -55,15 +60,20 @@ class Backbone:
         if dtype != "auto" and dtype not in DTYPES:
             raise BadInput(f"dtype {dtype!r} is unknown; accepted: auto, {', '.join(DTYPES)}")
         wanted = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.float16)
-        pipe = _load_pipeline(model, torch.float16 if wanted == torch.float16 else torch.float32, variant)
-        if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
-            raise BadInput(f"{model} is a {type(pipe).__name__}; accepted: Stable Diffusion 1.x, 2.x and XL pipelines")
-        return cls._of(pipe, str(model), place, wanted)
+        with _quiet():
+            pipe = _load_pipeline(model, torch.float16 if wanted == torch.float16 else torch.float32, variant)
+            if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
+                raise BadInput(
+                    f"{model} is a {type(pipe).__name__}; accepted: Stable Diffusion 1.x, 2.x and XL pipelines"
+                )
+            return cls._of(pipe, str(model), place, wanted)
 
     @classmethod
     def _of(cls, pipe: Any, name: str, place: torch.device, dtype: torch.dtype) -> Backbone:
         pipe.set_progress_bar_config(disable=True)
-        modules = {n: getattr(pipe, n) for n in ("unet", "vae", *TEXT_ENCODERS) if getattr(pipe, n, None) is not None}
+        modules = {
+            n: getattr(pipe, n) for n in ("unet", "vae", *TEXT_ENCODERS) if getattr(pipe, n, None) is not None
+        }
         for module in modules.values():
             module.requires_grad_(False).eval()
         schedule = DDPMScheduler.from_config(pipe.scheduler.config)
@@ -102,14 +112,25 @@ class Backbone:
     @property
     def module_shapes(self) -> dict[str, tuple[int, ...]]:
         """Weight shapes of the UNet's linear and convolution layers by name: what a LoRA may adapt."""
-        layers = (nn.Linear, nn.Conv2d)
-        return {n: tuple(m.weight.shape) for n, m in self.unet.named_modules() if isinstance(m, layers)}
+        return {name: tuple(layer.weight.shape) for name, layer in plain_layers(self.unet).items()}
 
-    def encode_prompts(self, prompts: Sequence[str], soft: Mapping[str, Tensor] | None = None) -> PromptEmbeds:
+    def encode_prompts(
+        self, prompts: Sequence[str], soft: Mapping[str, Tensor] | None = None
+    ) -> PromptEmbeds:
         """Embed prompts (B), with a source's soft prompt where given."""
-        encoders = {n: getattr(self.pipe, n) for n in TEXT_ENCODERS if getattr(self.pipe, n, None) is not None}
+        encoders = {
+            n: getattr(self.pipe, n) for n in TEXT_ENCODERS if getattr(self.pipe, n, None) is not None
+        }
         tokenizers = {n: getattr(self.pipe, n.replace("text_encoder", "tokenizer")) for n in encoders}
         return encode_prompts(encoders, tokenizers, prompts, soft)
+
+    def encode_negative(self, negative_prompt: str, count: int) -> PromptEmbeds:
+        """What the stock pipeline's unconditional rows are told: SDXL takes zeros for the empty prompt."""
+        encoded = self.encode_prompts([negative_prompt] * count)
+        if not negative_prompt and self.pipe.config.get("force_zeros_for_empty_prompt"):
+            pooled = None if encoded.pooled is None else torch.zeros_like(encoded.pooled)
+            return PromptEmbeds(torch.zeros_like(encoded.embeds), pooled, encoded.mean)
+        return encoded
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
@@ -141,29 +162,48 @@ def _load_pipeline(model: str | Path, dtype: torch.dtype, variant: str) -> Any:
     options: dict[str, Any] = {"dtype": dtype}
     if variant:
         options["variant"] = variant
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()  # a missing safety checker is the folder's choice, not news
     try:
         if path.is_file():
             return _load_single_file(path, options)
         if path.is_dir():
             if not (path / "model_index.json").is_file():
-                raise BadInput(f"{path} holds no model_index.json; a backbone folder is one that diffusers saved")
-            return DiffusionPipeline.from_pretrained(path, use_safetensors=True, local_files_only=True, **options)
+                raise BadInput(
+                    f"{path} holds no model_index.json; a backbone folder is one that diffusers saved"
+                )
+            return DiffusionPipeline.from_pretrained(
+                path, use_safetensors=True, local_files_only=True, **options
+            )
         if path.suffix or str(model).count("/") != 1 or str(model).startswith((".", "/")):
-            raise BadInput(f"backbone {model} does not exist; accepted: nano, a diffusers folder, a hub id, a .safetensors file")
+            raise BadInput(
+                f"backbone {model} does not exist; accepted: nano, a diffusers folder, a hub id, a .safetensors file"
+            )
         return DiffusionPipeline.from_pretrained(str(model), use_safetensors=True, **options)
     except (OSError, ValueError, EnvironmentError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"backbone {model} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' bars and notices: a missing safety checker is the folder's choice, not news."""
+    levels = [(library, library.get_verbosity()) for library in (diffusers_logging, transformers_logging)]
+    for library, _ in levels:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
     finally:
-        diffusers_logging.set_verbosity(verbosity)
+        for library, level in levels:
+            library.set_verbosity(level)
+            library.enable_progress_bar()
 
 
 def _load_single_file(path: Path, options: dict[str, Any]) -> Any:
     if path.suffix != ".safetensors":
-        raise BadInput(f"{path} is no safetensors file; pickled checkpoints are never opened: convert it first")
+        raise BadInput(
+            f"{path} is no safetensors file; pickled checkpoints are never opened: convert it first"
+        )
     config = path.with_suffix("")  # configuration and tokenizer in a folder of the same name, for offline use
     if config.is_dir():
         options = {**options, "config": str(config), "local_files_only": True}
@@ -196,5 +236,9 @@ def _named_tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tens
 def _architecture(config: Any) -> str:
     width = config.cross_attention_dim
     channels = "x".join(map(str, config.block_out_channels))
-    known = {("768", "320x640x1280x1280"): "sd1", ("1024", "320x640x1280x1280"): "sd2", ("2048", "320x640x1280"): "sdxl"}
+    known = {
+        ("768", "320x640x1280x1280"): "sd1",
+        ("1024", "320x640x1280x1280"): "sd2",
+        ("2048", "320x640x1280"): "sdxl",
+    }
     return known.get((str(width), channels), f"sd-{width}-{channels}")

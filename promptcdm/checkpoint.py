@@ -37,7 +37,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW, identity: Mapping[str, Any]
+    folder: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.AdamW,
+    identity: Mapping[str, Any],
 ) -> tuple[int, list[dict[str, float]]]:
     """Fill parameters and optimizer and return (step, log); (0, []) where there is no checkpoint.
 

@@ -76,7 +76,11 @@ class ComposedUNet(nn.Module):
         with backbone.lock:
             for adapter in self.adapters:
                 if adapter.lora:
-                    lora.insert(backbone.unet, self._name(adapter), _scaled(adapter, (strength or {}).get(adapter.source, 1.0)))
+                    lora.insert(
+                        backbone.unet,
+                        self._name(adapter),
+                        _scaled(adapter, (strength or {}).get(adapter.source, 1.0)),
+                    )
 
     # What stock pipelines read of a UNet.
     @property
@@ -99,7 +103,9 @@ class ComposedUNet(nn.Module):
         self.backbone.unet.set_attention_slice(slice_size)
 
     def load_lora_adapter(self, *args: object, **kwargs: object) -> None:
-        raise BadInput("a composed UNet takes no further LoRA; add it to the store with import-adapter and allow it")
+        raise BadInput(
+            "a composed UNet takes no further LoRA; add it to the store with import-adapter and allow it"
+        )
 
     fuse_lora = load_attn_procs = load_lora_adapter
 
@@ -111,7 +117,7 @@ class ComposedUNet(nn.Module):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         guided = self.guidance_scale > 1
         plain = self.backbone.encode_prompts(prompts)
-        negative = self.backbone.encode_prompts([negative_prompt] * len(prompts))
+        negative = self.backbone.encode_negative(negative_prompt, len(prompts))
         self.weights, self.row_forwards = [], None
         self._own = {a.source: self._conditioning_of(a, prompts, plain, negative) for a in self.adapters}
         self._route = self._router(plain)
@@ -136,10 +142,14 @@ class ComposedUNet(nn.Module):
     ) -> UNet2DConditionOutput | tuple[Tensor]:
         """Equation (1) over the rows; the same call as the stock UNet's. Raises RunFailed where a source's prediction is not finite."""
         if self._route is None:
-            raise BadInput("call composed.encode(prompt) and pass what it returns to the pipeline before it runs")
+            raise BadInput(
+                "call composed.encode(prompt) and pass what it returns to the pipeline before it runs"
+            )
         guided = self.guidance_scale > 1
         if guided and len(sample) % 2:
-            raise BadInput(f"{len(sample)} rows with guidance_scale {self.guidance_scale}: it takes the unconditional rows too")
+            raise BadInput(
+                f"{len(sample)} rows with guidance_scale {self.guidance_scale}: it takes the unconditional rows too"
+            )
         n = len(sample) // 2 if guided else len(sample)
         given = {k: v for k, v in kwargs.items() if v is not None}
         call = _Call(sample, timestep, encoder_hidden_states, added_cond_kwargs, given)
@@ -154,7 +164,9 @@ class ComposedUNet(nn.Module):
         sample = call.sample
         t = torch.as_tensor(call.timestep, dtype=torch.float64).reshape(-1).expand(len(sample))[-n:]
         assert self._route is not None
-        w = keep_top_k(self._route(sample[-n:], self.backbone.alpha_bar(t).to(sample.device)), self.top_k)  # (n, N)
+        w = keep_top_k(
+            self._route(sample[-n:], self.backbone.alpha_bar(t).to(sample.device)), self.top_k
+        )  # (n, N)
         eps = sample.new_zeros((len(self.adapters), *sample.shape))
         rows_run = torch.zeros(n)
         shared = self._shared_unconditional(call, w, n, rows_run) if guided else None
@@ -169,7 +181,9 @@ class ComposedUNet(nn.Module):
                 eps[i, :n] = shared
             predicted = self._predict(adapter, call, rows)
             if not predicted.isfinite().all():
-                raise RunFailed(f"the prediction of {adapter.source} is not finite; train it again or leave it out of allowed")
+                raise RunFailed(
+                    f"the prediction of {adapter.source} is not finite; train it again or leave it out of allowed"
+                )
             eps[i, rows.to(sample.device)] = predicted
             rows_run[kept] += len(rows) // len(kept)
         self.weights.append(w.float().cpu())
@@ -201,7 +215,9 @@ class ComposedUNet(nn.Module):
     ) -> _Conditioning:
         trigger = adapter.record.trigger
         if trigger or adapter.prompt:
-            plain = self.backbone.encode_prompts([f"{trigger} {p}".strip() for p in prompts], adapter.prompt or None)
+            plain = self.backbone.encode_prompts(
+                [f"{trigger} {p}".strip() for p in prompts], adapter.prompt or None
+            )
         both = [negative, plain] if self.guidance_scale > 1 else [plain]
         pooled = [part.pooled for part in both if part.pooled is not None]
         return _Conditioning(torch.cat([part.embeds for part in both]), torch.cat(pooled) if pooled else None)
@@ -251,7 +267,9 @@ class _Call:
             added["text_embeds"] = _repeated(own.pooled, n)[rows].to(self.sample.dtype)
         given = {k: _rows_of(v, rows, n) for k, v in self.given.items()}
         embeds = embeds[rows].to(self.sample.dtype)
-        return unet(self.sample[rows], t, embeds, added_cond_kwargs=added or None, return_dict=False, **given)[0]
+        return unet(
+            self.sample[rows], t, embeds, added_cond_kwargs=added or None, return_dict=False, **given
+        )[0]
 
 
 def _repeated(embeds: Tensor, rows: int) -> Tensor:

@@ -102,7 +102,9 @@ def generate(
     return Generation(images, records, weights)
 
 
-def _check(prompts: Sequence[str], allowed: Sequence[str], settings: GenerateSettings, backbone: Backbone) -> None:
+def _check(
+    prompts: Sequence[str], allowed: Sequence[str], settings: GenerateSettings, backbone: Backbone
+) -> None:
     if isinstance(prompts, str) or not prompts:
         raise BadInput("prompts takes a list of one or more texts")
     repeated = sorted({name for name in allowed if list(allowed).count(name) > 1})
@@ -111,7 +113,9 @@ def _check(prompts: Sequence[str], allowed: Sequence[str], settings: GenerateSet
     factor = backbone.pipe.vae_scale_factor
     for name in ("height", "width"):
         if getattr(settings, name) < 0 or getattr(settings, name) % factor:
-            raise BadInput(f"{name} is {getattr(settings, name)}; it takes a multiple of {factor} pixels, or 0")
+            raise BadInput(
+                f"{name} is {getattr(settings, name)}; it takes a multiple of {factor} pixels, or 0"
+            )
     for name in ("num_inference_steps", "num_images"):
         if getattr(settings, name) < 1:
             raise BadInput(f"{name} is {getattr(settings, name)}; it takes 1 or more")
@@ -120,7 +124,9 @@ def _check(prompts: Sequence[str], allowed: Sequence[str], settings: GenerateSet
     if settings.top_k < 0:
         raise BadInput(f"top_k is {settings.top_k}; it takes 0 (all) or more")
     if settings.scheduler != "default" and settings.scheduler not in SCHEDULERS:
-        raise BadInput(f"scheduler {settings.scheduler!r} is unknown; accepted: default, {', '.join(SCHEDULERS)}")
+        raise BadInput(
+            f"scheduler {settings.scheduler!r} is unknown; accepted: default, {', '.join(SCHEDULERS)}"
+        )
     if settings.seed < 0:
         raise BadInput(f"seed is {settings.seed}; it takes 0 or more")
 

@@ -28,9 +28,17 @@ WIDE = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 
 def target_modules(unet: nn.Module, targets: str) -> list[str]:
     """Names of the layers that `targets` ("attention" or "wide") adapts, in the UNet's order."""
-    suffixes = ATTENTION if targets == "attention" else WIDE
-    layers = (nn.Linear, nn.Conv2d)
-    return [n for n, m in unet.named_modules() if isinstance(m, layers) and n.endswith(tuple("." + s for s in suffixes))]
+    suffixes = tuple("." + suffix for suffix in (ATTENTION if targets == "attention" else WIDE))
+    return [name for name in plain_layers(unet) if name.endswith(suffixes)]
+
+
+def plain_layers(unet: nn.Module) -> dict[str, nn.Module]:
+    """The UNet's own linear and convolution layers by name, whatever adapters are in it."""
+    found = {}
+    for name, module in unet.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and ".lora_" not in name:
+            found[name.removesuffix(".base_layer")] = module
+    return found
 
 
 def insert(unet: nn.Module, name: str, lora: Mapping[str, Tensor]) -> None:
@@ -38,11 +46,16 @@ def insert(unet: nn.Module, name: str, lora: Mapping[str, Tensor]) -> None:
 
     Raises AdapterMismatch where a key names no layer of this UNet or a shape does not fit.
     """
-    ranks = {key[len(PREFIX) : -len(".lora_A.weight")]: t.shape[0] for key, t in lora.items() if key.endswith("lora_A.weight")}
-    modules = dict(unet.named_modules())
-    missing = sorted(set(ranks) - set(modules))
+    ranks = {
+        key[len(PREFIX) : -len(".lora_A.weight")]: t.shape[0]
+        for key, t in lora.items()
+        if key.endswith("lora_A.weight")
+    }
+    missing = sorted(set(ranks) - set(plain_layers(unet)))
     if missing:
-        raise AdapterMismatch(f"{missing[0]} is no layer of this UNet ({len(missing)} such keys); the adapter is of another architecture")
+        raise AdapterMismatch(
+            f"{missing[0]} is no layer of this UNet ({len(missing)} such keys); the adapter is of another architecture"
+        )
     new_layers(unet, name, ranks)
     for module_name, layer in lora_layers(unet):
         if name not in layer.lora_A:
@@ -72,6 +85,7 @@ def new_layers(unet: nn.Module, name: str, ranks: Mapping[str, int]) -> None:
         bias="none",
     )
     inject_adapter_in_model(config, unet, adapter_name=name)
+    del unet.peft_config  # PEFT's own note on the model; what is in the UNet is read from its layers
     for _, layer in lora_layers(unet):
         if name in layer.lora_A:
             layer.lora_A[name].float()
@@ -110,7 +124,9 @@ def read_out(unet: nn.Module, name: str) -> dict[str, Tensor]:
         if name in layer.lora_A:
             for part in ("lora_A", "lora_B"):
                 weight = getattr(layer, part)[name].weight
-                tensors[f"{PREFIX}{module_name}.{part}.weight"] = weight.detach().to("cpu", torch.float32, copy=True)
+                tensors[f"{PREFIX}{module_name}.{part}.weight"] = weight.detach().to(
+                    "cpu", torch.float32, copy=True
+                )
     return tensors
 
 

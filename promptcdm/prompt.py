@@ -54,7 +54,12 @@ def token_ids(tokenizer: Tokenizer, prompts: Sequence[str], soft_tokens: int) ->
 
 
 def encode_text(
-    encoder: nn.Module, tokenizer: Tokenizer, prompts: Sequence[str], soft: Tensor | None, *, penultimate: bool
+    encoder: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    soft: Tensor | None,
+    *,
+    penultimate: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states (B, L, D), projected embedding at the true end token (B, D2) and mean over the words (B, D)."""
     table = encoder.get_input_embeddings()  # type: ignore[operator]
@@ -64,7 +69,9 @@ def encode_text(
     ids, ends = ids.to(weight.device), ends.to(weight.device)
     extended = weight if soft is None else torch.cat([weight, soft.to(weight)])
     ids = torch.where(ids < 0, len(weight) - 1 - ids, ids)
-    output = functional_call(encoder, {name: extended}, (ids,), {"output_hidden_states": True, "return_dict": True})
+    output = functional_call(
+        encoder, {name: extended}, (ids,), {"output_hidden_states": True, "return_dict": True}
+    )
     # A text model with a projection names its last state otherwise; pooling by the largest id would take a soft token.
     last = output.last_hidden_state
     end_state = last[torch.arange(len(last), device=last.device), ends]

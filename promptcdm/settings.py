@@ -59,7 +59,9 @@ class TrainSettings:
     trigger: str = _setting(
         "", "text put before each caption of this source, and before its prompts at inference"
     )
-    mixed_precision: str = _setting("bf16", "bf16 or no: what the frozen UNet computes in; the adapter stays fp32")
+    mixed_precision: str = _setting(
+        "bf16", "bf16 or no: what the frozen UNet computes in; the adapter stays fp32"
+    )
     checkpoint_every: int = _setting(100, "steps between resumable checkpoints")
     seed: int = _setting(0, "seed of everything random in training")
 

@@ -1,9 +1,9 @@
 """What a router knows of a source, computed by that source alone.
 
-    latents      (I, C, h, w) of its pictures, scaled
-    latent_mean  (C, G, G)    on one fixed grid, so that sources measured at different resolutions agree
-    latent_var   (C, G, G)
-    prototypes   (M, D)       unit-norm centres of its captions' embeddings
+latents      (I, C, h, w) of its pictures, scaled
+latent_mean  (C, G, G)    on one fixed grid, so that sources measured at different resolutions agree
+latent_var   (C, G, G)
+prototypes   (M, D)       unit-norm centres of its captions' embeddings
 """
 
 from __future__ import annotations

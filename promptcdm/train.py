@@ -33,7 +33,7 @@ from promptcdm.source import Source
 from promptcdm.statistics import caption_prototypes, latent_statistics
 
 OnStep = Callable[[int, float], None]
-LORA_NAME = "training"
+LORA_NAME = "adapter_in_training"
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,20 @@ def train_adapter(
             weights = lora.read_out(backbone.unet, LORA_NAME)
         finally:
             lora.remove(backbone.unet, LORA_NAME)
-    prompt = {n[len("prompt.") :]: p.detach().float().cpu() for n, p in parameters.items() if n.startswith("prompt.")}
+    prompt = {
+        n[len("prompt.") :]: p.detach().float().cpu()
+        for n, p in parameters.items()
+        if n.startswith("prompt.")
+    }
     statistics = _statistics(source, backbone, data)
     record = AdapterRecord(
         source=source.name,
         kind=settings.kind,
         unconditional=settings.unconditional,
         trigger=trigger,
-        backbone=BackboneRecord(name=backbone.name, digest=backbone.digest, architecture=backbone.architecture),
+        backbone=BackboneRecord(
+            name=backbone.name, digest=backbone.digest, architecture=backbone.architecture
+        ),
         settings=asdict(settings),
         sha256=adapter_digest(weights, prompt, statistics),
         source_digest=manifest.merkle_root,
@@ -124,10 +130,13 @@ def _encode(source: Source, backbone: Backbone, settings: TrainSettings, trigger
             stds[view].append(std)
     captions = tuple(f"{trigger} {item.caption}".strip() for item in source.items)
     with torch.no_grad():
-        unique = sorted({*captions, ""})
+        unique = sorted(set(captions))
         parts = [backbone.encode_prompts(unique[i : i + 64]) for i in range(0, len(unique), 64)]
-    place = torch.tensor([unique.index(c) for c in (*captions, "")])
-    pooled = torch.cat([p.pooled for p in parts if p.pooled is not None]) if parts[0].pooled is not None else None
+        parts.append(backbone.encode_negative("", 1))
+    place = torch.tensor([*(unique.index(c) for c in captions), len(unique)])
+    pooled = (
+        torch.cat([p.pooled for p in parts if p.pooled is not None]) if parts[0].pooled is not None else None
+    )
     return _Data(
         torch.stack([torch.cat(view) for view in means[:views]]),
         torch.stack([torch.cat(view) for view in stds[:views]]),
@@ -148,7 +157,9 @@ def _generator(settings: TrainSettings, source_digest: str, step: int) -> torch.
     return torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
 
 
-def _new_parameters(backbone: Backbone, settings: TrainSettings, source_digest: str) -> dict[str, nn.Parameter]:
+def _new_parameters(
+    backbone: Backbone, settings: TrainSettings, source_digest: str
+) -> dict[str, nn.Parameter]:
     """Fresh fp32 parameters by name: `lora.<module>.<part>` in the UNet, `prompt.<text encoder>` beside it."""
     generator = _generator(settings, source_digest, -1)
     parameters: dict[str, nn.Parameter] = {}
@@ -158,7 +169,9 @@ def _new_parameters(backbone: Backbone, settings: TrainSettings, source_digest: 
             if encoder is not None:
                 table = encoder.get_input_embeddings().weight
                 start = torch.randn(settings.prompt_tokens, table.shape[1], generator=generator)
-                parameters[f"prompt.{name}"] = nn.Parameter((start * table.float().std().cpu()).to(backbone.device))
+                parameters[f"prompt.{name}"] = nn.Parameter(
+                    (start * table.float().std().cpu()).to(backbone.device)
+                )
     if "lora" in settings.kind:
         names = lora.target_modules(backbone.unet, settings.targets)
         lora.new_layers(backbone.unet, LORA_NAME, dict.fromkeys(names, settings.rank))
@@ -181,7 +194,10 @@ def _optimize(
     checkpoint: Path | None,
     on_step: OnStep | None,
 ) -> list[dict[str, float]]:
-    rates = {"lora": settings.learning_rate, "prompt": 10 * settings.learning_rate}  # embeddings move in larger steps
+    rates = {
+        "lora": settings.learning_rate,
+        "prompt": 10 * settings.learning_rate,
+    }  # embeddings move in larger steps
     groups = [{"params": [p], "rate": rates[n.partition(".")[0]], "lr": 0.0} for n, p in parameters.items()]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-2)
     identity = {"backbone": backbone.digest, "source": source_digest, "settings": asdict(settings)}
@@ -191,7 +207,9 @@ def _optimize(
             group["lr"] = group["rate"] * _schedule(step, settings.steps)
         loss = _loss(parameters, data, backbone, settings, _generator(settings, source_digest, step))
         if not loss.isfinite():
-            raise RunFailed(f"the loss at step {step} is {loss.item()}; use a lower learning_rate or dtype float32")
+            raise RunFailed(
+                f"the loss at step {step} is {loss.item()}; use a lower learning_rate or dtype float32"
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
@@ -212,14 +230,20 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def _loss(
-    parameters: dict[str, nn.Parameter], data: _Data, backbone: Backbone, settings: TrainSettings, generator: torch.Generator
+    parameters: dict[str, nn.Parameter],
+    data: _Data,
+    backbone: Backbone,
+    settings: TrainSettings,
+    generator: torch.Generator,
 ) -> Tensor:
     """One batch's min-SNR weighted squared error, in eps or v as the backbone predicts."""
     items = torch.randint(data.mean.shape[1], (settings.batch_size,), generator=generator)
     views = torch.randint(data.mean.shape[0], (settings.batch_size,), generator=generator)
     t = torch.randint(len(backbone.alphas_cumprod), (settings.batch_size,), generator=generator)
     mean, std = data.mean[views, items], data.std[views, items]
-    x_0 = (mean + std * torch.randn(mean.shape, generator=generator)) * backbone.pipe.vae.config.scaling_factor
+    x_0 = (
+        mean + std * torch.randn(mean.shape, generator=generator)
+    ) * backbone.pipe.vae.config.scaling_factor
     noise = torch.randn(x_0.shape, generator=generator)
     drop = torch.rand(settings.batch_size, generator=generator) < settings.caption_dropout
     if settings.unconditional == "backbone":
@@ -250,7 +274,11 @@ def _conditioning(
         encoded = backbone.encode_prompts([data.captions[int(i)] for i in items], soft)
         kept = ~drop.to(backbone.device)
         embeds = torch.where(kept[:, None, None], encoded.embeds, embeds)
-        pooled = None if pooled is None or encoded.pooled is None else torch.where(kept[:, None], encoded.pooled, pooled)
+        pooled = (
+            None
+            if pooled is None or encoded.pooled is None
+            else torch.where(kept[:, None], encoded.pooled, pooled)
+        )
     embeds = embeds.to(backbone.dtype)
     if pooled is None or data.time_ids is None:
         return embeds, None
@@ -262,7 +290,9 @@ def _conditioning(
 def _statistics(source: Source, backbone: Backbone, data: _Data) -> Statistics:
     """What the router may know of this source, from its own pictures and captions (without the trigger)."""
     captions = sorted({item.caption for item in source.items})
-    means = [backbone.encode_prompts(captions[i : i + 64]).mean.float().cpu() for i in range(0, len(captions), 64)]
+    means = [
+        backbone.encode_prompts(captions[i : i + 64]).mean.float().cpu() for i in range(0, len(captions), 64)
+    ]
     prototypes, share = caption_prototypes(torch.cat(means))
     scale = backbone.pipe.vae.config.scaling_factor
     latent_mean, latent_var = latent_statistics(data.mean[0] * scale, data.std[0] * scale)

@@ -22,7 +22,7 @@ def random_lora(unet: nn.Module, seed: int, rank: int = 2, targets: str = "atten
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name in lora.target_modules(unet, targets):
-        out_size, in_size, *kernel = unet.get_submodule(name).weight.shape
+        out_size, in_size, *kernel = lora.plain_layers(unet)[name].weight.shape
         tensors[f"unet.{name}.lora_A.weight"] = torch.randn(rank, in_size, *kernel, generator=generator)
         ones = [1] * len(kernel)
         tensors[f"unet.{name}.lora_B.weight"] = 0.3 * torch.randn(out_size, rank, *ones, generator=generator)

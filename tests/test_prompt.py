@@ -16,7 +16,9 @@ PROMPTS = ["a red square", "three small blue circles on top of one another, far 
 def test_embeddings_are_the_stock_pipelines(tiny_pipeline, kind: str) -> None:  # type: ignore[no-untyped-def]
     backbone = Backbone.load(tiny_pipeline(kind), device="cpu")
     ours = backbone.encode_prompts(PROMPTS)
-    stock = backbone.pipe.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    stock = backbone.pipe.encode_prompt(
+        PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
     assert torch.equal(ours.embeds, stock[0])
     if kind == "sdxl":
         assert ours.pooled is not None
@@ -31,24 +33,32 @@ def test_a_soft_prompt_is_a_textual_inversion(tiny_pipeline, kind: str) -> None:
     plain = backbone.encode_prompts(["a red square"])
     ours = backbone.encode_prompts(["a red square"], soft)
     assert not torch.allclose(ours.embeds, plain.embeds, atol=1e-3)
-    assert torch.equal(backbone.encode_prompts(["a red square"]).embeds, plain.embeds), "nothing shared is changed"
+    assert torch.equal(backbone.encode_prompts(["a red square"]).embeds, plain.embeds), (
+        "nothing shared is changed"
+    )
     for name in encoders:
-        tokenizer = getattr(backbone.pipe, name.replace("text_encoder", "tokenizer"))
-        if name != "text_encoder_2":
-            backbone.pipe.load_textual_inversion(soft[name], token="<birds>", tokenizer=tokenizer, text_encoder=getattr(backbone.pipe, name))
-        else:
-            backbone.pipe.load_textual_inversion(soft[name], token="<birds>", tokenizer=tokenizer, text_encoder=backbone.pipe.text_encoder_2)
-    prompt = backbone.pipe.maybe_convert_prompt("<birds> a red square", backbone.pipe.tokenizer)
-    stock = backbone.pipe.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+        parts = {
+            "tokenizer": getattr(backbone.pipe, name.replace("text_encoder", "tokenizer")),
+            "text_encoder": getattr(backbone.pipe, name),
+        }
+        backbone.pipe.load_textual_inversion(soft[name], token="<birds>", **parts)
+    prompt = "<birds> a red square"
+    stock = backbone.pipe.encode_prompt(
+        prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
     assert torch.allclose(ours.embeds, stock[0], atol=1e-5)
 
 
 def test_the_digest_does_not_depend_on_the_dtype(tiny_sd1: Path) -> None:
-    digests = {Backbone.load(tiny_sd1, device="cpu", dtype=d).digest for d in ("float32", "float16", "bfloat16")}
+    digests = {
+        Backbone.load(tiny_sd1, device="cpu", dtype=d).digest for d in ("float32", "float16", "bfloat16")
+    }
     assert len(digests) == 1
 
 
-def test_the_digest_and_architecture_tell_backbones_apart(tiny_sd1: Path, tiny_sd2: Path, tiny_sdxl: Path) -> None:
+def test_the_digest_and_architecture_tell_backbones_apart(
+    tiny_sd1: Path, tiny_sd2: Path, tiny_sdxl: Path
+) -> None:
     loaded = [Backbone.load(folder, device="cpu") for folder in (tiny_sd1, tiny_sd2, tiny_sdxl)]
     assert len({b.digest for b in loaded}) == 3
     assert [b.prediction_type for b in loaded] == ["epsilon", "v_prediction", "epsilon"]

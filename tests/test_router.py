@@ -35,7 +35,9 @@ def test_uniform_and_prior() -> None:
 
 
 @pytest.mark.parametrize("alpha_bar", [0.99, 0.5, 0.05])
-def test_posterior_is_the_bayes_rule_of_diagonal_gaussians(statistics: SourceStatistics, alpha_bar: float) -> None:
+def test_posterior_is_the_bayes_rule_of_diagonal_gaussians(
+    statistics: SourceStatistics, alpha_bar: float
+) -> None:
     x_t = torch.randn(5, C, G, G, generator=torch.Generator().manual_seed(1))
     prior = torch.tensor([0.2, 0.5, 0.3])
     densities = []
@@ -60,7 +62,9 @@ def test_posterior_on_larger_latents_allows_for_averaged_noise(statistics: Sourc
     """Latents drawn at twice the grid: cell means of pure noise have a quarter of its variance."""
     prior = torch.full((N,), 1 / N)
     flat = SourceStatistics(statistics.count, torch.zeros(N, C, G, G), torch.full((N, C, G, G), 1e-6))
-    wide = SourceStatistics(flat.count, flat.latent_mean, torch.stack([torch.full((C, G, G), v) for v in (1e-6, 4.0, 9.0)]))
+    wide = SourceStatistics(
+        flat.count, flat.latent_mean, torch.stack([torch.full((C, G, G), v) for v in (1e-6, 4.0, 9.0)])
+    )
     noise = torch.randn(16, C, 2 * G, 2 * G, generator=torch.Generator().manual_seed(3))
     w = posterior_router(wide, prior, 1.0)(noise * 0.5**0.5, torch.full((16,), 0.5))
     assert (w.argmax(1) == 0).all()

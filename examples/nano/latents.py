@@ -67,7 +67,9 @@ def latent_set(folders: list[Path], vae: AutoencoderKL, run: Path) -> LatentSet:
     text_of += range(len(texts), len(texts) + len(coloured) + len(composed))
     texts += [("=" + wording,) for _, wording in coloured + composed]
     if not cache.exists():
-        pictures = [s.pixels if copy == 0 else augment(s.pixels, rng) for s in sprites for copy in range(COPIES)]
+        pictures = [
+            s.pixels if copy == 0 else augment(s.pixels, rng) for s in sprites for copy in range(COPIES)
+        ]
         mean, std = encode(vae, pictures + [p for p, _ in coloured] + [p for p, _ in composed])
         save_file({"mean": mean, "std": std}, cache)
     moments = load_file(cache)

@@ -9,7 +9,9 @@ from pictures import withheld_concepts
 from scenes import Sprites, make_scene
 
 
-def scenes(folders: list[Path], count: int, seed: int, kind: str | None = None) -> list[tuple[np.ndarray, str]]:
+def scenes(
+    folders: list[Path], count: int, seed: int, kind: str | None = None
+) -> list[tuple[np.ndarray, str]]:
     """Pixels (64, 64, 3) and captions; `kind` restricts to one kind of scene."""
     sprites = Sprites.open(*folders)
     assert not {sprite.concept for sprite in sprites.all} & withheld_concepts()

@@ -81,7 +81,9 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def loss_at(step: int, model: nn.ModuleDict, tokenizer: CLIPTokenizer, data: LatentSet, alphas_cumprod: Tensor) -> Tensor:
+def loss_at(
+    step: int, model: nn.ModuleDict, tokenizer: CLIPTokenizer, data: LatentSet, alphas_cumprod: Tensor
+) -> Tensor:
     """Min-SNR weighted v-prediction loss of one step's batch."""
     rng = np.random.default_rng([2, step])
     rows = data.draw(BATCH, rng)
@@ -92,7 +94,9 @@ def loss_at(step: int, model: nn.ModuleDict, tokenizer: CLIPTokenizer, data: Lat
     abar = alphas_cumprod[t].view(-1, 1, 1, 1)
     x_t = abar.sqrt() * x_0 + (1 - abar).sqrt() * noise
     v = abar.sqrt() * noise - (1 - abar).sqrt() * x_0
-    tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
+    tokens = tokenizer(
+        captions, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
+    )
     with torch.autocast("cpu", torch.bfloat16):
         prompt_embeds = model["text_encoder"](tokens.input_ids).last_hidden_state
         predicted = model["unet"](x_t, t, prompt_embeds).sample
@@ -101,11 +105,15 @@ def loss_at(step: int, model: nn.ModuleDict, tokenizer: CLIPTokenizer, data: Lat
     return (weight * (predicted.float() - v).square().mean((1, 2, 3))).mean()
 
 
-def save_run(run: Path, step: int, model: nn.ModuleDict, ema: dict[str, Tensor], optimizer: torch.optim.AdamW) -> None:
+def save_run(
+    run: Path, step: int, model: nn.ModuleDict, ema: dict[str, Tensor], optimizer: torch.optim.AdamW
+) -> None:
     """Write the checkpoint beside the old one and rename, so that a kill loses nothing."""
     parts = {"model": model.state_dict(), "ema": ema}
     names = {p: n for n, p in model.named_parameters()}
-    parts["optimizer"] = {f"{names[p]}|{k}": v for p, state in optimizer.state.items() for k, v in state.items()}
+    parts["optimizer"] = {
+        f"{names[p]}|{k}": v for p, state in optimizer.state.items() for k, v in state.items()
+    }
     tensors = {f"{part}/{name}": t.contiguous() for part, named in parts.items() for name, t in named.items()}
     save_file(tensors, run / "unet.safetensors.partial", {"step": str(step)})
     (run / "unet.safetensors.partial").replace(run / "unet.safetensors")
@@ -117,10 +125,15 @@ def load_run(run: Path, model: nn.ModuleDict, optimizer: torch.optim.AdamW) -> t
     if not (run / "unet.json").exists():
         return 0, {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tensors = load_file(run / "unet.safetensors")
-    part = {p: {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(p + "/")} for p in ("model", "ema", "optimizer")}
+    part = {
+        p: {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(p + "/")}
+        for p in ("model", "ema", "optimizer")
+    }
     model.load_state_dict(part["model"])
     for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {k: part["optimizer"][f"{name}|{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {
+            k: part["optimizer"][f"{name}|{k}"] for k in ("step", "exp_avg", "exp_avg_sq")
+        }
     return json.loads((run / "unet.json").read_text())["step"], part["ema"]
 
 
@@ -131,7 +144,9 @@ def train(args: argparse.Namespace) -> None:
     data = latent_set(args.pictures, vae.eval(), args.run)
     tokenizer = CLIPTokenizer.from_pretrained(args.run / "tokenizer")
     model = nn.ModuleDict({"text_encoder": new_text_encoder(), "unet": new_unet()})
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     step, ema = load_run(args.run, model, optimizer)
     alphas_cumprod = new_scheduler().alphas_cumprod
     started, mean_loss, first = time.time(), None, step
@@ -146,12 +161,20 @@ def train(args: argparse.Namespace) -> None:
         optimizer.step()
         optimizer.zero_grad()
         decay = min(0.9995, (1 + step) / (10 + step))
-        torch._foreach_lerp_([ema[n] for n, _ in model.named_parameters()], [p.data for p in model.parameters()], 1 - decay)
+        torch._foreach_lerp_(
+            [ema[n] for n, _ in model.named_parameters()], [p.data for p in model.parameters()], 1 - decay
+        )
         mean_loss = loss.item() if mean_loss is None else 0.99 * mean_loss + 0.01 * loss.item()
         step += 1
         if step % 100 == 0:
             seconds = time.time() - started
-            row = {"stage": "unet", "step": step, "pictures": step * BATCH, "loss": round(mean_loss, 5), "learning_rate": rate}
+            row = {
+                "stage": "unet",
+                "step": step,
+                "pictures": step * BATCH,
+                "loss": round(mean_loss, 5),
+                "learning_rate": rate,
+            }
             row |= {"pictures_per_second": round((step - first) * BATCH / seconds, 1)}
             print(json.dumps(row), flush=True)
             with (args.run / "log.jsonl").open("a") as log:
@@ -161,11 +184,19 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="folders made by examples/emoji/build.py")
-    parser.add_argument("--run", type=Path, required=True, help="holds vae.safetensors, the tokenizer and checkpoints")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pictures", type=Path, nargs="+", required=True, help="folders made by examples/emoji/build.py"
+    )
+    parser.add_argument(
+        "--run", type=Path, required=True, help="holds vae.safetensors, the tokenizer and checkpoints"
+    )
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--cooldown", type=int, default=0, help="last steps over which the learning rate falls to zero")
+    parser.add_argument(
+        "--cooldown", type=int, default=0, help="last steps over which the learning rate falls to zero"
+    )
     train(parser.parse_args())
 
 

@@ -55,7 +55,9 @@ def batch_at(step: int, sprites: list[Sprite]) -> Tensor:
             y, x = rng.integers(0, 33, 2)
             halves[y : y + 32, x % 8 : x % 8 + 32] = pixels[::2, ::2] // 2 + pixels[1::2, 1::2] // 2
             y = rng.integers(0, 33)
-            halves[y : y + 32, 32:64] = np.minimum(halves[y : y + 32, 32:64], other[::2, ::2] // 2 + other[1::2, 1::2] // 2)
+            halves[y : y + 32, 32:64] = np.minimum(
+                halves[y : y + 32, 32:64], other[::2, ::2] // 2 + other[1::2, 1::2] // 2
+            )
             pixels = halves
         pictures.append(pixels)
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -76,12 +78,20 @@ def loss_of(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) -> tuple[
 
 def learning_rate(step: int, steps: int) -> float:
     """Warm-up of 200 steps, then cosine to a hundredth."""
-    return 1e-3 * min(1.0, (step + 1) / 200) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1, step / steps))))
+    return (
+        1e-3
+        * min(1.0, (step + 1) / 200)
+        * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1, step / steps))))
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="folders made by examples/emoji/build.py")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pictures", type=Path, nargs="+", required=True, help="folders made by examples/emoji/build.py"
+    )
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--decoder-only", action="store_true")
@@ -115,13 +125,22 @@ def main() -> None:
         mean_mse = mse.item() if mean_mse is None else 0.98 * mean_mse + 0.02 * mse.item()
         step += 1
         if step % 100 == 0 or step == args.steps:
-            row = {"stage": name, "step": step, "psnr": round(10 * math.log10(4 / mean_mse), 2), "seconds": round(time.time() - started)}
+            row = {
+                "stage": name,
+                "step": step,
+                "psnr": round(10 * math.log10(4 / mean_mse), 2),
+                "seconds": round(time.time() - started),
+            }
             print(json.dumps(row), flush=True)
             with (args.run / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
         if step % 500 == 0 or step == args.steps:
             save_file(vae.state_dict(), args.run / f"{name}.safetensors")
-            state = {f"{i}.{k}": optimizer.state[p][k].clone() for i, p in enumerate(trained) for k in ("step", "exp_avg", "exp_avg_sq")}
+            state = {
+                f"{i}.{k}": optimizer.state[p][k].clone()
+                for i, p in enumerate(trained)
+                for k in ("step", "exp_avg", "exp_avg_sq")
+            }
             save_file(state, args.run / f"{name}-optimizer.safetensors")
             (args.run / f"{name}.json").write_text(json.dumps({"step": step}))
 
