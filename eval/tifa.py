@@ -1,0 +1,50 @@
+"""Scores pictures by TIFA: TIFA's question file and image map in, TIFA's result out, a table on the screen.
+
+    python eval/tifa.py --questions questions.json --images map.json --judge nano-judge --out result.json
+
+`promptcdm evaluate tifa` does the same. result.extras.json, beside it, holds interval and blind baselines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from promptcdm.errors import PromptCDMError, RunFailed
+from promptcdm.evaluate import run_tifa
+from promptcdm.judge import ACCEPTED
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the script; 0 done, 1 failed, 2 wrong input."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--questions", type=Path, required=True, help="TIFA's question file, a JSON list")
+    parser.add_argument(
+        "--images", type=Path, required=True, help="JSON of id: picture, relative to its folder"
+    )
+    parser.add_argument("--judge", required=True, help=ACCEPTED)
+    parser.add_argument("--out", type=Path, help="where TIFA's result goes")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of choices (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    given = parser.parse_args(arguments)
+    try:
+        report = run_tifa(
+            given.questions, given.images, given.judge, given.out, seed=given.seed, device=given.device
+        )
+    except PromptCDMError as error:
+        print(f"tifa.py: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RunFailed) else 2
+    rows = report.table()
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join([row[0].ljust(len(first)), *rest]).rstrip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""Visual question answering models of Hugging Face as judges, by hub id or folder, through transformers.
+
+    BLIP    P(choice) = softmax over the choices of log p(choice tokens | picture, question)
+    ViLT    softmax of the choices' logits among its fixed answers; where one is missing, its best answer
+    others  that read picture and text and go on writing (LLaVA, PaliGemma, Qwen-VL, GIT, ...): as BLIP, after
+            a prompt that lists the choices; with encoder and decoder, what it writes, matched to the choices
+
+Weights are read from safetensors only, and no code of a repository is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BlipForQuestionAnswering,
+    ViltForQuestionAnswering,
+)
+
+from promptcdm.answer import Answer, Asked, match_choice, most_likely, normal_words
+from promptcdm.errors import BadInput
+
+_NEW_TOKENS = 20
+_QUESTIONS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class HfJudge:
+    """A model with its processor, and the way in which its kind answers."""
+
+    name: str
+    model: Any
+    processor: Any
+    device: str
+    answer_part: Callable[[HfJudge, Sequence[Asked]], list[Answer]]
+    blind: bool = False
+
+    def answers(self, batch: Sequence[Asked]) -> list[Answer]:
+        """One answer for each question, in order."""
+        found: list[Answer] = []
+        with torch.inference_mode():
+            for start in range(0, len(batch), _QUESTIONS_AT_ONCE):
+                found.extend(self.answer_part(self, batch[start : start + _QUESTIONS_AT_ONCE]))
+        return found
+
+    def answer(self, image: Image.Image, question: str, choices: Sequence[str]) -> Answer:
+        """The answer to one question."""
+        return self.answers([Asked(image, question, tuple(choices))])[0]
+
+
+def load_hf(model: str, device: str = "cpu") -> HfJudge:
+    """Load a model and its processor. Raises BadInput where they cannot be found or are of another kind."""
+    try:
+        config = AutoConfig.from_pretrained(model)
+        loader, answer_part = _way_of(config)
+        if loader is not None:
+            processor = AutoProcessor.from_pretrained(model)
+            dtype = torch.float32 if device == "cpu" else "auto"
+            loaded = loader.from_pretrained(model, dtype=dtype, use_safetensors=True)
+            return HfJudge(f"hf:{model}", loaded.eval().to(device), processor, device, answer_part)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"judge 'hf:{model}' cannot be loaded ({reason}); give the folder or hub id of a model with its "
+            "processor and safetensors weights"
+        ) from error
+    raise BadInput(
+        f"judge 'hf:{model}' is a {config.model_type} model, which answers no questions about pictures; "
+        "accepted are BLIP, ViLT and what transformers calls image-text-to-text models"
+    )
+
+
+def _way_of(config: Any) -> tuple[Any, Callable[[HfJudge, Sequence[Asked]], list[Answer]]]:
+    """The class that loads a model of this kind, None where there is none, and how the kind answers."""
+    if config.model_type == "blip":
+        return BlipForQuestionAnswering, _blip
+    if config.model_type == "vilt":
+        return ViltForQuestionAnswering, _vilt
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText, _writing
+    return None, _writing
+
+
+def _blip(judge: HfJudge, batch: Sequence[Asked]) -> list[Answer]:
+    """Read each picture once; let the decoder score every choice of every question."""
+    model, processor, device = judge.model, judge.processor, judge.device
+    images = {id(asked.image): asked.image for asked in batch}
+    pixels = processor.image_processor(list(images.values()), return_tensors="pt")["pixel_values"]
+    seen = model.vision_model(pixel_values=pixels.to(device, model.dtype))[0]
+    pictures = {key: seen[place] for place, key in enumerate(images)}
+    asked_text = processor.tokenizer(
+        [asked.question for asked in batch], padding=True, return_tensors="pt"
+    ).to(device)
+    read = model.text_encoder(
+        input_ids=asked_text["input_ids"],
+        attention_mask=asked_text["attention_mask"],
+        encoder_hidden_states=torch.stack([pictures[id(asked.image)] for asked in batch]),
+    )[0]
+    owner = torch.tensor([row for row, asked in enumerate(batch) for _ in asked.choices], device=device)
+    said = [choice for asked in batch for choice in asked.choices]
+    choices = processor.tokenizer(said, padding=True, return_tensors="pt").to(device)
+    ids = choices["input_ids"].clone()
+    ids[:, 0] = model.decoder_start_token_id
+    logits = model.text_decoder(
+        input_ids=ids,
+        attention_mask=choices["attention_mask"],
+        encoder_hidden_states=read[owner],
+        encoder_attention_mask=asked_text["attention_mask"][owner],
+    ).logits
+    scores = _token_scores(logits[:, :-1], ids[:, 1:], choices["attention_mask"][:, 1:])
+    parts = torch.split(scores, [len(asked.choices) for asked in batch])
+    return [
+        most_likely(asked.choices, part.softmax(0).tolist()) for asked, part in zip(batch, parts, strict=True)
+    ]
+
+
+def _vilt(judge: HfJudge, batch: Sequence[Asked]) -> list[Answer]:
+    """Compare the choices among the model's fixed answers."""
+    labels = {normal_words(label): int(index) for index, label in judge.model.config.id2label.items()}
+    inputs = judge.processor(
+        images=[asked.image for asked in batch],
+        text=[asked.question for asked in batch],
+        padding=True,
+        truncation=True,
+        return_tensors="pt",
+    ).to(judge.device)
+    found = []
+    for asked, logits in zip(batch, judge.model(**inputs).logits, strict=True):
+        places = [labels.get(normal_words(choice)) for choice in asked.choices]
+        if None in places:
+            found.append(match_choice(judge.model.config.id2label[int(logits.argmax())], asked.choices))
+        else:
+            found.append(most_likely(asked.choices, logits[places].float().softmax(0).tolist()))
+    return found
+
+
+def _writing(judge: HfJudge, batch: Sequence[Asked]) -> list[Answer]:
+    """Let a writing model answer, one question at a time."""
+    encodes = bool(getattr(judge.model.config.get_text_config(), "is_encoder_decoder", False))
+    return [_written(judge, asked) if encodes else _likeliest(judge, asked) for asked in batch]
+
+
+def _likeliest(judge: HfJudge, asked: Asked) -> Answer:
+    """Score every choice as what the model would write next."""
+    inputs = _prompt(judge, asked)
+    end = judge.processor.tokenizer.eos_token_id, judge.processor.tokenizer.sep_token_id
+    length = inputs["input_ids"].shape[1] - int(int(inputs["input_ids"][0, -1]) in end)
+    scores = []
+    for choice in asked.choices:
+        tokens = judge.processor.tokenizer(f" {choice}", add_special_tokens=False, return_tensors="pt")[
+            "input_ids"
+        ]
+        tokens = tokens.to(judge.device)
+        row = {
+            name: _continued(value, inputs["input_ids"].shape, length, tokens, name)
+            for name, value in inputs.items()
+        }
+        count = tokens.shape[1]
+        # Some models put the picture's tokens before the text, so places are counted from the end.
+        logits = judge.model(**row).logits[:, -count - 1 : -1]
+        scores.append(_token_scores(logits, tokens, torch.ones_like(tokens)))
+    return most_likely(asked.choices, torch.cat(scores).softmax(0).tolist())
+
+
+def _written(judge: HfJudge, asked: Asked) -> Answer:
+    """Match what the model writes to the choices."""
+    ids = judge.model.generate(**_prompt(judge, asked), max_new_tokens=_NEW_TOKENS, do_sample=False)
+    return match_choice(judge.processor.batch_decode(ids, skip_special_tokens=True)[0], asked.choices)
+
+
+def _prompt(judge: HfJudge, asked: Asked) -> Any:
+    """Picture, question and choices as the model's inputs, in its chat template where it has one."""
+    words = f"{asked.question} Answer with one of: {', '.join(asked.choices)}."
+    if getattr(judge.processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": words}]
+        turns = [{"role": "user", "content": content}]
+        text = judge.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    else:
+        text = f"Question: {words} Answer:"
+    return judge.processor(images=asked.image, text=text, return_tensors="pt").to(judge.device)
+
+
+def _continued(value: Tensor, shape: torch.Size, length: int, tokens: Tensor, name: str) -> Tensor:
+    """One input with the choice's tokens after the prompt's first `length`; what is no token row stays."""
+    if value.shape != shape:
+        return value
+    more = tokens if name == "input_ids" else value[:, length - 1 : length].expand(-1, tokens.shape[1])
+    return torch.cat([value[:, :length], more], dim=1)
+
+
+def _token_scores(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Sum over the tokens of log p(token): (n, length, vocabulary), (n, length), (n, length) -> (n,)."""
+    chosen = logits.float().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return (chosen * mask).sum(1)

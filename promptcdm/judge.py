@@ -1,0 +1,79 @@
+"""Judges by name: what answers a multiple-choice question about a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from promptcdm.answer import Answer, Asked, Judge
+from promptcdm.errors import BadInput
+from promptcdm.hf_judge import load_hf
+from promptcdm.nano_judge import load_nano
+from promptcdm.shipped import shipped
+
+__all__ = ["ACCEPTED", "AlwaysYes", "Answer", "Asked", "FirstChoice", "Judge", "load_judge", "torch_device"]
+
+ACCEPTED = "nano-judge, hf:ID_OR_FOLDER, always-yes, first-choice"
+
+
+@dataclass(frozen=True)
+class AlwaysYes:
+    """Says yes, also where that is no choice."""
+
+    name: str = "always-yes"
+    blind: bool = True
+
+    def answers(self, batch: Sequence[Asked]) -> list[Answer]:
+        """Yes to each."""
+        return [Answer("yes") for _ in batch]
+
+    def answer(self, image: Image.Image, question: str, choices: Sequence[str]) -> Answer:
+        """Yes."""
+        return Answer("yes")
+
+
+@dataclass(frozen=True)
+class FirstChoice:
+    """Takes the first choice."""
+
+    name: str = "first-choice"
+    blind: bool = True
+
+    def answers(self, batch: Sequence[Asked]) -> list[Answer]:
+        """The first choice of each."""
+        return [Answer(asked.choices[0]) for asked in batch]
+
+    def answer(self, image: Image.Image, question: str, choices: Sequence[str]) -> Answer:
+        """The first choice."""
+        return Answer(choices[0])
+
+
+def load_judge(name: str, *, device: str = "auto") -> Judge:
+    """Load a judge by name. `device` is auto, cpu, cuda or mps.
+
+    Raises BadInput for a name that is none of those accepted, and where a judge's files are missing or do not
+    fit.
+    """
+    if name == "always-yes":
+        return AlwaysYes()
+    if name == "first-choice":
+        return FirstChoice()
+    if name == "nano-judge":
+        return load_nano(shipped("nano-judge"), torch_device(device))
+    if name.startswith("hf:") and len(name) > len("hf:"):
+        return load_hf(name.removeprefix("hf:"), torch_device(device))
+    raise BadInput(f"judge {name!r} is not known; accepted are {ACCEPTED}")
+
+
+def torch_device(device: str) -> str:
+    """The device that "auto" stands for: cuda, then mps, then cpu."""
+    if device not in {"auto", "cpu", "cuda", "mps"}:
+        raise BadInput(f"device {device!r} is not known; accepted are auto, cpu, cuda, mps")
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
