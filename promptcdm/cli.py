@@ -297,6 +297,10 @@ def evaluate_tifa(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps", metavar="TEXT")] = "auto",
 ) -> None:
     """Ask a judge TIFA's questions about pictures, beside judges that see none."""
+    for path in (questions, images):
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file; give a JSON file")
+
     from promptcdm.evaluate import run_tifa
 
     _say_table(run_tifa(questions, images, judge, out, seed=seed, device=device).table())

@@ -76,7 +76,7 @@ def _refused(result: tuple[int, str, str], words: str, code: int = 2) -> None:
         (["verify", "birds"], "no source 'birds' that you may use"),
         (["evaluate"], "Missing command; see promptcdm evaluate --help"),
         (["evaluate", "tifa"], "Missing option '--questions'"),
-        (["evaluate", "tifa", "--questions", NOTHING, "--images", NOTHING], "'nothing' does not"),
+        (["evaluate", "tifa", "--questions", NOTHING, "--images", NOTHING], "nothing: no such file"),
         (["draw"], "No such command 'draw'; see promptcdm --help"),
     ],
 )
