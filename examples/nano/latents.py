@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,23 +58,28 @@ def encode(vae: AutoencoderKL, pictures: list[np.ndarray]) -> tuple[Tensor, Tens
 
 def latent_set(folders: list[Path], vae: AutoencoderKL, run: Path) -> LatentSet:
     """Encode everything, or read what an earlier start of this run encoded."""
+    if not (run / "latents.json").exists():
+        _make(folders, vae, run)
+    moments = load_file(run / "latents.safetensors")
+    index = json.loads((run / "latents.json").read_text(encoding="utf-8"))
+    scale = 1.0 / moments["mean"].float().std().item()
+    texts = [tuple(text) for text in index["texts"]]
+    return LatentSet(moments["mean"], moments["std"], scale, np.array(index["text_of"]), texts, tuple(index["starts"]))
+
+
+def _make(folders: list[Path], vae: AutoencoderKL, run: Path) -> None:
     sprites = load_sprites(folders)
     rng = np.random.default_rng(3)
-    texts: list[tuple[str, ...]] = [(s.label, *s.tags) for s in sprites]
-    cache = run / "latents.safetensors"
     coloured = scenes(folders, COLOURED, seed=4, kind="colour")
     composed = scenes(folders, SCENES, seed=5)
+    pictures = [s.pixels if copy == 0 else augment(s.pixels, rng) for s in sprites for copy in range(COPIES)]
+    first = len(pictures)
+    pictures += [picture for picture, _ in coloured + composed]
     text_of = [i for i in range(len(sprites)) for _ in range(COPIES)]
-    text_of += range(len(texts), len(texts) + len(coloured) + len(composed))
-    texts += [("=" + wording,) for _, wording in coloured + composed]
-    if not cache.exists():
-        pictures = [
-            s.pixels if copy == 0 else augment(s.pixels, rng) for s in sprites for copy in range(COPIES)
-        ]
-        mean, std = encode(vae, pictures + [p for p, _ in coloured] + [p for p, _ in composed])
-        save_file({"mean": mean, "std": std}, cache)
-    moments = load_file(cache)
-    scale = 1.0 / moments["mean"].float().std().item()
-    first = len(sprites) * COPIES
-    starts = (0, first, first + len(coloured), len(text_of))
-    return LatentSet(moments["mean"], moments["std"], scale, np.array(text_of), texts, starts)
+    text_of += range(len(sprites), len(sprites) + len(coloured) + len(composed))
+    texts = [[s.label, *s.tags] for s in sprites] + [["=" + wording] for _, wording in coloured + composed]
+    mean, std = encode(vae, pictures)
+    save_file({"mean": mean.contiguous(), "std": std.contiguous()}, run / "latents.safetensors")
+    starts = (0, first, first + len(coloured), len(pictures))
+    index = {"texts": texts, "text_of": text_of, "starts": starts, "concepts": sorted({s.concept for s in sprites})}
+    (run / "latents.json").write_text(json.dumps(index), encoding="utf-8")

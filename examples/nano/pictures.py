@@ -28,26 +28,25 @@ class Sprite:
     concept: str
 
 
-def withheld_concepts() -> frozenset[str]:
-    """Concepts that the backbone must not see."""
+def concepts_to_learn() -> dict[str, tuple[str, ...]]:
+    """Concepts that the backbone may see, with their tags; a concept that is not in the table is not seen either."""
     with (EMOJI / "concepts.csv").open(encoding="utf-8", newline="") as rows:
-        return frozenset(row["concept"] for row in csv.DictReader(rows) if row["nano"] == "withheld")
+        table = [row for row in csv.DictReader(rows) if row["nano"] == "train"]
+    return {row["concept"]: tuple(filter(None, row["tags"].split(";"))) for row in table}
 
 
 def load_sprites(folders: list[Path]) -> list[Sprite]:
     """Read image folders as `examples/emoji/build.py` writes them, without the withheld concepts."""
-    withheld = withheld_concepts()
-    with (EMOJI / "concepts.csv").open(encoding="utf-8", newline="") as rows:
-        tags = {row["concept"]: tuple(filter(None, row["tags"].split(";"))) for row in csv.DictReader(rows)}
+    learned = concepts_to_learn()
     sprites = []
     for folder in folders:
         for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            if row["concept"] in withheld:
+            if row["concept"] not in learned:
                 continue
             with Image.open(folder / row["file_name"]) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
-            sprites.append(Sprite(pixels, row["label"], tags.get(row["concept"], ()), row["concept"]))
+            sprites.append(Sprite(pixels, row["label"], learned[row["concept"]], row["concept"]))
     return sprites
 
 

@@ -1,0 +1,60 @@
+"""Write nano as the `StableDiffusionPipeline` folder that ships: EMA weights in fp16, with its model card.
+
+    python examples/nano/export.py --run DIR [--out promptcdm/shipped/nano]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from latents import latent_set
+from safetensors.torch import load_file
+from transformers import CLIPTokenizer
+from unet import new_scheduler, new_text_encoder, new_unet
+from vae import new_vae
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+def pipeline_of(run: Path) -> StableDiffusionPipeline:
+    """The pipeline of a run's last checkpoint, fp32."""
+    vae = new_vae()
+    decoder = run / "decoder.safetensors"
+    vae.load_state_dict(load_file(decoder if decoder.exists() else run / "vae.safetensors"))
+    vae.register_to_config(scaling_factor=latent_set([], vae, run).scale)
+    tensors = {n[4:]: t for n, t in load_file(run / "unet.safetensors").items() if n.startswith("ema/")}
+    parts = {"text_encoder": new_text_encoder(), "unet": new_unet()}
+    for name, module in parts.items():
+        module.load_state_dict({n.removeprefix(name + "."): t for n, t in tensors.items() if n.startswith(name + ".")})
+    return StableDiffusionPipeline(
+        vae=vae,
+        tokenizer=CLIPTokenizer.from_pretrained(run / "tokenizer"),
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **parts,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "promptcdm" / "shipped" / "nano")
+    args = parser.parse_args()
+    pipe = pipeline_of(args.run).to(torch.float16)
+    pipe.save_pretrained(args.out, safe_serialization=True)
+    for file in args.out.rglob("config.json"):  # no path of the machine that trained it
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    total = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
+    print(f"{args.out}: {total / 1e6:.1f} MB of weights, step {json.loads((args.run / 'unet.json').read_text())['step']}")
+
+
+if __name__ == "__main__":
+    main()
