@@ -19,13 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptcdm.adapter_record import AdapterRecord, parse_record, validated
+from promptcdm.adapter_record import AdapterRecord as AdapterRecord
+from promptcdm.adapter_record import BackboneRecord as BackboneRecord
+from promptcdm.adapter_record import parse_record, validated
 from promptcdm.errors import AdapterMismatch, BadInput
 from promptcdm.lora_format import lora_modules, to_kohya
 from promptcdm.manifest import Manifest, merkle_root
 from promptcdm.model_card import embedding_header, kohya_header, model_card, token
 from promptcdm.settings import Kind
 from promptcdm.source import check_name
+from promptcdm.statistics import GRID
 from promptcdm.tensorfile import (
     decode_tensors,
     parse_json,
@@ -44,7 +47,6 @@ MANIFEST = "manifest.json"
 TRAIN_LOG = "train_log.jsonl"
 CARD = "README.md"
 
-POOLED = 8  # side of the grid that latent statistics are pooled to, whatever the resolution
 _STATISTICS = ("count", "latent_mean", "latent_var", "caption_prototypes", "caption_share")
 # Where two text encoders have embeddings, other tools know them by these keys.
 _ENCODER_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
@@ -133,11 +135,7 @@ def load_adapter(folder: Path) -> Adapter:
 
     Raises AdapterMismatch where a file is missing, malformed, a link, or not what adapter.json describes.
     """
-    record = parse_record(parse_json(_bytes(folder, RECORD), str(folder / RECORD)), str(folder / RECORD))
-    try:
-        check_name(record.source)
-    except BadInput as error:
-        raise AdapterMismatch(f"{folder / RECORD}: {error}") from None
+    record = read_record(folder)
     adapter = Adapter(
         source=record.source,
         lora=_tensors(folder, LORA) if "lora" in record.kind else {},
@@ -150,6 +148,17 @@ def load_adapter(folder: Path) -> Adapter:
     _check(adapter, str(folder))
     _check_kohya(adapter, folder)
     return adapter
+
+
+def read_record(folder: Path) -> AdapterRecord:
+    """The adapter.json of a folder; what it says of the tensors is not verified. Raises AdapterMismatch."""
+    where = str(folder / RECORD)
+    record = parse_record(parse_json(_bytes(folder, RECORD), where), where)
+    try:
+        check_name(record.source)
+    except BadInput as error:
+        raise AdapterMismatch(f"{where}: {error}") from None
+    return record
 
 
 def _check(adapter: Adapter, where: str) -> None:
@@ -192,8 +201,8 @@ def _check(adapter: Adapter, where: str) -> None:
 def _check_statistics(statistics: Statistics, where: str) -> None:
     channels, width = statistics.latent_mean.shape[:1], statistics.caption_prototypes.shape[-1:]
     shapes = {
-        "latent_mean": (*channels, POOLED, POOLED),
-        "latent_var": (*channels, POOLED, POOLED),
+        "latent_mean": (*channels, GRID, GRID),
+        "latent_var": (*channels, GRID, GRID),
         "caption_prototypes": (*statistics.caption_share.shape, *width),
         "caption_share": (statistics.caption_share.numel(),),
     }

@@ -1,7 +1,7 @@
 """Names of a UNet's layers in kohya's files, which join them with "_" and so cannot be split again.
 
 They are resolved the other way round: from the names that this UNet has. Two spellings occur: diffusers'
-(down_blocks_0_attentions_1_proj_in) and that of the original Stable Diffusion code (input_blocks_2_1_proj_in),
+(down_blocks_0_attentions_1_proj_in) and the original Stable Diffusion code's (input_blocks_2_1_proj_in),
 which sd-scripts uses for SDXL. There layers are counted through, a downsampler being one of its own:
 
     input_blocks.0.0       conv_in                 middle_block.0, .1, .2       resnet, attention, resnet

@@ -111,10 +111,13 @@ def read_bytes(path: Path) -> bytes:
     """The bytes of a regular file. Raises AdapterMismatch where there is none, or it is too large."""
     if not path.is_file():
         raise AdapterMismatch(f"{path}: no such file")
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise AdapterMismatch(f"{path}: {size} bytes; a file of an adapter has at most {MAX_FILE_BYTES}")
-    return path.read_bytes()
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise AdapterMismatch(f"{path}: {size} bytes; a file of an adapter has at most {MAX_FILE_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        raise AdapterMismatch(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def read_json(path: Path) -> Any:

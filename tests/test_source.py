@@ -331,9 +331,11 @@ def test_good_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [*("", "A", "a.b", "a/b", "../a", "-a", "_a", "a b", "é", "a\n", "a" * 65, "router", "learned_embeds")]
-    + ["pytorch_lora_weights", "x_pytorch_lora_weights", "my-scheduler", "optimizer1", "checkpoint-5"]
-    + ["con", "lpt1"],
+    [
+        *("", "A", "a.b", "a/b", "../a", "-a", "_a", "a b", "é", "a\n", "a" * 65, "router", "learned_embeds"),
+        *("pytorch_lora_weights", "x_pytorch_lora_weights", "my-scheduler", "optimizer1", "checkpoint-5"),
+        *("con", "lpt1"),
+    ],
 )
 def test_names_that_would_collide_or_mislead(name: str, folder: Path) -> None:
     with pytest.raises(BadInput, match="source name"):
