@@ -92,12 +92,13 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the UNet is."""
-        return next(self.unet.parameters()).device
+        return torch.device(self.unet.device)
 
     @property
     def dtype(self) -> torch.dtype:
         """What the UNet computes in."""
-        return next(self.unet.parameters()).dtype
+        parameter: Tensor = next(self.unet.parameters())
+        return parameter.dtype
 
     @property
     def prediction_type(self) -> str:
@@ -112,7 +113,10 @@ class Backbone:
     @property
     def module_shapes(self) -> dict[str, tuple[int, ...]]:
         """Weight shapes of the UNet's linear and convolution layers by name: what a LoRA may adapt."""
-        return {name: tuple(layer.weight.shape) for name, layer in plain_layers(self.unet).items()}
+        return {
+            name: tuple(layer.get_parameter("weight").shape)
+            for name, layer in plain_layers(self.unet).items()
+        }
 
     def encode_prompts(
         self, prompts: Sequence[str], soft: Mapping[str, Tensor] | None = None
@@ -178,7 +182,7 @@ def _load_pipeline(model: str | Path, dtype: torch.dtype, variant: str) -> Any:
                 f"backbone {model} does not exist; accepted: nano, a diffusers folder, a hub id, a .safetensors file"
             )
         return DiffusionPipeline.from_pretrained(str(model), use_safetensors=True, **options)
-    except (OSError, ValueError, EnvironmentError) as error:
+    except (OSError, ValueError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"backbone {model} cannot be loaded: {str(error).splitlines()[0]}") from error

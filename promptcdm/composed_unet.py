@@ -75,12 +75,9 @@ class ComposedUNet(nn.Module):
             raise BadInput(f"strength names {unknown[0]}, which is not among the allowed sources")
         with backbone.lock:
             for adapter in self.adapters:
-                if adapter.lora:
-                    lora.insert(
-                        backbone.unet,
-                        self._name(adapter),
-                        _scaled(adapter, (strength or {}).get(adapter.source, 1.0)),
-                    )
+                if (name := self._name(adapter)) is not None:
+                    scaled = _scaled(adapter, (strength or {}).get(adapter.source, 1.0))
+                    lora.insert(backbone.unet, name, scaled)
 
     # What stock pipelines read of a UNet.
     @property
@@ -140,7 +137,10 @@ class ComposedUNet(nn.Module):
         return_dict: bool = True,
         **kwargs: Any,
     ) -> UNet2DConditionOutput | tuple[Tensor]:
-        """Equation (1) over the rows; the same call as the stock UNet's. Raises RunFailed where a source's prediction is not finite."""
+        """Equation (1) over the rows, called as the stock UNet is.
+
+        Raises RunFailed where a source's prediction is not finite.
+        """
         if self._route is None:
             raise BadInput(
                 "call composed.encode(prompt) and pass what it returns to the pipeline before it runs"
@@ -191,7 +191,7 @@ class ComposedUNet(nn.Module):
         return compose_noise(eps, w.repeat(2, 1) if guided else w)
 
     def _shared_unconditional(self, call: _Call, w: Tensor, n: int, rows_run: Tensor) -> Tensor | None:
-        """The bare backbone's unconditional rows (n, C, H, W), where any source wants them: one row a sample for all."""
+        """The bare backbone's unconditional rows (n, C, H, W), if any source wants them: one a sample."""
         wanted = torch.tensor([a.record.unconditional == "backbone" for a in self.adapters], device=w.device)
         rows = (w[:, wanted] != 0).any(1).nonzero().flatten().cpu()
         if not len(rows):
@@ -243,8 +243,8 @@ class ComposedUNet(nn.Module):
         """Take this run's adapters out of the UNet again."""
         with self.backbone.lock:
             for adapter in self.adapters:
-                if adapter.lora:
-                    lora.remove(self.backbone.unet, f"{adapter.source}_{id(self):x}")
+                if (name := self._name(adapter)) is not None:
+                    lora.remove(self.backbone.unet, name)
         self._route = None
 
 
@@ -267,9 +267,11 @@ class _Call:
             added["text_embeds"] = _repeated(own.pooled, n)[rows].to(self.sample.dtype)
         given = {k: _rows_of(v, rows, n) for k, v in self.given.items()}
         embeds = embeds[rows].to(self.sample.dtype)
-        return unet(
+        predicted: Tensor
+        (predicted,) = unet(
             self.sample[rows], t, embeds, added_cond_kwargs=added or None, return_dict=False, **given
-        )[0]
+        )
+        return predicted
 
 
 def _repeated(embeds: Tensor, rows: int) -> Tensor:
@@ -304,8 +306,8 @@ def _check_backbone(adapter: Adapter, backbone: Backbone, allow_mismatch: bool) 
     trained = adapter.record.backbone
     if trained.architecture != backbone.architecture:
         raise AdapterMismatch(
-            f"{adapter.source} was trained on {trained.name} ({trained.architecture}), this backbone is {backbone.name} "
-            f"({backbone.architecture}); load the one it was trained on"
+            f"{adapter.source} was trained on {trained.name} ({trained.architecture}), this backbone is "
+            f"{backbone.name} ({backbone.architecture}); load the one it was trained on"
         )
     if trained.digest != backbone.digest and not allow_mismatch:
         raise AdapterMismatch(

@@ -34,7 +34,7 @@ def target_modules(unet: nn.Module, targets: str) -> list[str]:
 
 def plain_layers(unet: nn.Module) -> dict[str, nn.Module]:
     """The UNet's own linear and convolution layers by name, whatever adapters are in it."""
-    found = {}
+    found: dict[str, nn.Module] = {}
     for name, module in unet.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)) and ".lora_" not in name:
             found[name.removesuffix(".base_layer")] = module
@@ -131,7 +131,7 @@ def read_out(unet: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def remove(unet: nn.Module, name: str) -> None:
-    """Take adapter `name` out; a layer that holds no other gets its plain module back, as if it had never been wrapped."""
+    """Take adapter `name` out; a layer that holds no other gets its plain module back, as before any adapter."""
     for module_name, layer in lora_layers(unet):
         if name in layer.lora_A:
             for part in (layer.lora_A, layer.lora_B, layer.lora_dropout):

@@ -41,7 +41,7 @@ class PromptEmbeds:
 
 
 def token_ids(tokenizer: Tokenizer, prompts: Sequence[str], soft_tokens: int) -> tuple[Tensor, Tensor]:
-    """Token ids (B, L) with ids vocabulary.. for the soft tokens, left as -1 - k here, and the end token's place (B,)."""
+    """Token ids (B, L), the k-th soft token as -1 - k, and the end token's place (B,)."""
     length = tokenizer.model_max_length
     rows, ends = [], []
     for words in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]:

@@ -57,7 +57,7 @@ def share_prior(count: Tensor) -> Tensor:
 
 
 def prompt_prior(prompt: Tensor, prototypes: list[Tensor], temperature: float = PROMPT_TEMPERATURE) -> Tensor:
-    """pi_i(c) from the cosine between the prompt (B, D) and each source's nearest caption prototype (M_i, D): (B, N)."""
+    """pi_i(c) (B, N) from the cosine of the prompt (B, D) to each source's nearest caption prototype (M_i, D)."""
     prompt = F.normalize(prompt.float(), dim=1)
     nearest = torch.stack([(prompt @ F.normalize(p.float(), dim=1).T).amax(1) for p in prototypes], dim=1)
     return (nearest / temperature).softmax(1)
@@ -75,7 +75,7 @@ def posterior_router(
     grid = mean.shape[-2:]
 
     def router(x_t: Tensor, alpha_bar: Tensor) -> Tensor:
-        pooled = F.adaptive_avg_pool2d(x_t.float(), grid).unsqueeze(1)  # (B, 1, C, G, G)
+        pooled = F.adaptive_avg_pool2d(x_t.float(), (grid[0], grid[1])).unsqueeze(1)  # (B, 1, C, G, G)
         cells = x_t.shape[-2] * x_t.shape[-1] / (grid[0] * grid[1])  # latents averaged into one
         a = alpha_bar.float().reshape(-1, 1, 1, 1, 1)
         spread = a * var + (1 - a) / max(cells, 1.0)  # (B, N, C, G, G)

@@ -258,7 +258,8 @@ def _loss(
     with autocast:
         sample = x_t.to(device) if settings.mixed_precision == "bf16" else x_t.to(device, backbone.dtype)
         predicted = backbone.unet(sample, t.to(device), embeds, added_cond_kwargs=added, return_dict=False)[0]
-    error = (predicted.float().cpu() - target).square().mean((1, 2, 3))
+    difference: Tensor = predicted.float().cpu() - target
+    error = difference.square().mean((1, 2, 3))
     snr = (abar / (1 - abar)).flatten()
     clipped = snr.clamp(max=settings.min_snr) if settings.min_snr > 0 else snr
     return (error * clipped / (snr if epsilon else snr + 1)).mean()

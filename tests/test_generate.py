@@ -1,4 +1,4 @@
-"""Generation on tiny random Stable Diffusions: exact against stock diffusers, isolated bit for bit, refused when wrong."""
+"""Generation on tiny random Stable Diffusions: exact against stock diffusers, isolated bit for bit."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from promptcdm.adapter import Adapter, Statistics
+from promptcdm.adapter import Adapter, Statistics, adapter_digest
 from promptcdm.adapter_record import AdapterRecord, BackboneRecord
-from promptcdm.adapter import adapter_digest
 from promptcdm.backbone import Backbone
 from promptcdm.errors import AdapterMismatch, BadInput, RunFailed, UnknownSource
 from promptcdm.generate import Generation, generate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ PROMPTS = ["a red square", "three small blue circles on top of one another, far 
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
-def test_embeddings_are_the_stock_pipelines(tiny_pipeline, kind: str) -> None:  # type: ignore[no-untyped-def]
+def test_embeddings_are_the_stock_pipelines(tiny_pipeline: Callable[[str], Path], kind: str) -> None:
     backbone = Backbone.load(tiny_pipeline(kind), device="cpu")
     ours = backbone.encode_prompts(PROMPTS)
     stock = backbone.pipe.encode_prompt(
@@ -26,7 +27,7 @@ def test_embeddings_are_the_stock_pipelines(tiny_pipeline, kind: str) -> None:  
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_a_soft_prompt_is_a_textual_inversion(tiny_pipeline, kind: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_soft_prompt_is_a_textual_inversion(tiny_pipeline: Callable[[str], Path], kind: str) -> None:
     backbone = Backbone.load(tiny_pipeline(kind), device="cpu")
     encoders = [name for name in ("text_encoder", "text_encoder_2") if getattr(backbone.pipe, name, None)]
     soft = {name: torch.randn(3, 16, generator=torch.Generator().manual_seed(1)) for name in encoders}

@@ -1,6 +1,6 @@
 """Write nano as the `StableDiffusionPipeline` folder that ships: EMA weights in fp16, with its model card.
 
-    python examples/nano/export.py --run DIR [--out promptcdm/shipped/nano]
+python examples/nano/export.py --run DIR [--out promptcdm/shipped/nano]
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def pipeline_of(run: Path) -> StableDiffusionPipeline:
     tensors = {n[4:]: t for n, t in load_file(run / "unet.safetensors").items() if n.startswith("ema/")}
     parts = {"text_encoder": new_text_encoder(), "unet": new_unet()}
     for name, module in parts.items():
-        module.load_state_dict({n.removeprefix(name + "."): t for n, t in tensors.items() if n.startswith(name + ".")})
+        module.load_state_dict(
+            {n.removeprefix(name + "."): t for n, t in tensors.items() if n.startswith(name + ".")}
+        )
     return StableDiffusionPipeline(
         vae=vae,
         tokenizer=CLIPTokenizer.from_pretrained(run / "tokenizer"),
@@ -42,7 +44,9 @@ def pipeline_of(run: Path) -> StableDiffusionPipeline:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "promptcdm" / "shipped" / "nano")
     args = parser.parse_args()
@@ -53,7 +57,9 @@ def main() -> None:
         config.pop("_name_or_path", None)
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     total = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
-    print(f"{args.out}: {total / 1e6:.1f} MB of weights, step {json.loads((args.run / 'unet.json').read_text())['step']}")
+    print(
+        f"{args.out}: {total / 1e6:.1f} MB of weights, step {json.loads((args.run / 'unet.json').read_text())['step']}"
+    )
 
 
 if __name__ == "__main__":

@@ -64,7 +64,9 @@ def latent_set(folders: list[Path], vae: AutoencoderKL, run: Path) -> LatentSet:
     index = json.loads((run / "latents.json").read_text(encoding="utf-8"))
     scale = 1.0 / moments["mean"].float().std().item()
     texts = [tuple(text) for text in index["texts"]]
-    return LatentSet(moments["mean"], moments["std"], scale, np.array(index["text_of"]), texts, tuple(index["starts"]))
+    return LatentSet(
+        moments["mean"], moments["std"], scale, np.array(index["text_of"]), texts, tuple(index["starts"])
+    )
 
 
 def _make(folders: list[Path], vae: AutoencoderKL, run: Path) -> None:
@@ -81,5 +83,10 @@ def _make(folders: list[Path], vae: AutoencoderKL, run: Path) -> None:
     mean, std = encode(vae, pictures)
     save_file({"mean": mean.contiguous(), "std": std.contiguous()}, run / "latents.safetensors")
     starts = (0, first, first + len(coloured), len(pictures))
-    index = {"texts": texts, "text_of": text_of, "starts": starts, "concepts": sorted({s.concept for s in sprites})}
+    index = {
+        "texts": texts,
+        "text_of": text_of,
+        "starts": starts,
+        "concepts": sorted({s.concept for s in sprites}),
+    }
     (run / "latents.json").write_text(json.dumps(index), encoding="utf-8")

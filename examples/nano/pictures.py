@@ -53,7 +53,7 @@ def load_sprites(folders: list[Path]) -> list[Sprite]:
 def augment(pixels: np.ndarray, rng: np.random.Generator, *, strength: float = 1.0) -> np.ndarray:
     """Scale and shift on white. Never mirrored: captions of scenes say left and right."""
     picture = Image.fromarray(pixels)
-    side = int(round(64 * (1 - strength * rng.uniform(0, 0.15))))
+    side = round(64 * (1 - strength * rng.uniform(0, 0.15)))
     canvas = Image.new("RGB", (64, 64), "white")
     room = 64 - side
     canvas.paste(picture.resize((side, side), Image.Resampling.LANCZOS), tuple(rng.integers(0, room + 1, 2)))

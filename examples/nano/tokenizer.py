@@ -15,9 +15,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 VOCABULARY = 6144
 MAX_LENGTH = 32
-TEMPLATE_WORDS = """a an the of with and to in on above below left right next under over one two three four five six picture
-icon drawing image photo emoji small large big red orange yellow green blue purple pink brown black white grey gray cyan
-is are this that it its from for by at near beside between style flat simple colourful colorful""".split()
+TEMPLATE_WORDS = """
+a an the of with and to in on above below left right next under over one two three four five six picture icon
+drawing image photo emoji small large big red orange yellow green blue purple pink brown black white grey gray
+cyan is are this that it its from for by at near beside between style flat simple colourful colorful
+"""
 
 
 def words_of(emojibase: Path) -> Counter[str]:
@@ -27,7 +29,7 @@ def words_of(emojibase: Path) -> Counter[str]:
         words.update(re.findall(r"[a-z]+", " ".join(row.get("tags", ())).lower()))
         for word in re.findall(r"[a-z]+", row["label"].lower()):
             words[word] += 20
-    words.update({word: 50 for word in TEMPLATE_WORDS})
+    words.update({word: 50 for word in TEMPLATE_WORDS.split()})
     words.update({word + "s": 5 for word, count in list(words.items()) if count >= 20 and len(word) > 2})
     return words
 
@@ -49,7 +51,7 @@ def make_tokenizer(emojibase: Path, folder: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [tuple(merge) for merge in learned["merges"]]
     tokens = alphabet + [a + "</w>" for a in alphabet] + ["".join(merge) for merge in merges]
-    tokens = list(dict.fromkeys(tokens))[: VOCABULARY - 2] + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = [*list(dict.fromkeys(tokens))[: VOCABULARY - 2], "<|startoftext|>", "<|endoftext|>"]
     kept = set(tokens)
     merges = [m for m in merges if "".join(m) in kept and m[0] in kept and m[1] in kept]
     folder.mkdir(parents=True, exist_ok=True)

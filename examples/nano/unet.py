@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from wordings import caption
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from latents import LatentSet, latent_set
 from safetensors.torch import load_file, save_file
@@ -24,6 +23,7 @@ from tokenizer import MAX_LENGTH, VOCABULARY
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vae import new_vae
+from wordings import caption
 
 BATCH = 48
 WIDTH = 192  # of the text encoder and of cross-attention

@@ -42,7 +42,7 @@ def new_vae() -> AutoencoderKL:
 
 
 def batch_at(step: int, sprites: list[Sprite]) -> Tensor:
-    """Pictures of one step, the same whenever it is asked for: whole sprites, recoloured ones, and small ones in pairs."""
+    """Pictures of one step, the same whenever asked for: whole sprites, recoloured ones, and small ones in pairs."""
     rng = np.random.default_rng([1, step])
     pictures = []
     for _ in range(BATCH):
