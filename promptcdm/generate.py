@@ -232,7 +232,8 @@ def _parameters(record: Mapping[str, Any], size: tuple[int, int]) -> str:
         lines.append(f"Negative prompt: {settings['negative_prompt']}")
     lines.append(
         f"Steps: {settings['num_inference_steps']}, Sampler: {settings['scheduler']}, "
-        f"CFG scale: {settings['guidance_scale']}, Seed: {record['seed']}, Size: {size[0]}x{size[1]}, Model hash: {record['backbone'][:10]}, "
+        f"CFG scale: {settings['guidance_scale']}, Seed: {record['seed']}, Size: {size[0]}x{size[1]}, "
+        f"Model hash: {record['backbone'][:10]}, "
         f"promptcdm weights: {json.dumps(json.dumps(record['weights']))}"
     )
     return "\n".join(lines)

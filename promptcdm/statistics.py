@@ -19,7 +19,7 @@ VARIANCE_FLOOR = 1e-2
 
 
 def latent_statistics(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (C, G, G) of the latents over pictures and posterior noise; a floor keeps the variance from 0."""
+    """Mean and variance (C, G, G) over pictures and posterior noise; a floor keeps the variance from 0."""
     cells = max(1.0, mean.shape[-1] * mean.shape[-2] / GRID**2)
     pooled = F.adaptive_avg_pool2d(mean.float(), GRID)
     noise = F.adaptive_avg_pool2d(std.float().square(), GRID).mean(0) / cells
