@@ -10,6 +10,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "emoji"))
 
+from captions import with_article as with_article
 from captions import wordings
 
 
