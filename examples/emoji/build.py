@@ -13,17 +13,34 @@ import argparse
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from captions import caption
 from folder import Card, Entry, write_folder
 from icons import IconSet
-from PIL import Image
 from render import render
 from sets import BACKBONE_SETS, SET_NAMES, SETS, picture_set
 from table import HERE, Row, read_table
+from topics import TOPICS, VENDORS, mixed_card, read_lookalikes, repeated, topic
 
 PACKAGES = (*(s.package for s in SETS), "@resvg/resvg-js")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A rendered picture of a collection."""
+
+    collection: str
+    row: Row
+    entry: Entry
+
+    @property
+    def is_aside(self) -> bool:
+        """True where it must not be trained on: held out of a source, or withheld from the backbone."""
+        if self.collection in BACKBONE_SETS:
+            return self.row.nano == "withheld"
+        return self.row.is_held_out(self.collection)
 
 
 def install(folder: Path) -> Path:
@@ -36,19 +53,26 @@ def install(folder: Path) -> Path:
     return folder / "node_modules"
 
 
-def collection_pictures(
-    npm: Path, name: str, rows: Sequence[Row], size: int
-) -> tuple[dict[str, Image.Image], list[str]]:
-    """Concept id -> picture of one collection, and the ids that the renderer could not draw."""
+def collection_entries(npm: Path, name: str, rows: Sequence[Row], size: int) -> tuple[list[Drawn], list[str]]:
+    """All pictures of one collection, and the names that the renderer could not draw.
+
+    Where a set has a two-tone drawing beside an icon (`NAME-duo`), it is a second picture of the same concept.
+    """
     icon_set = IconSet.open(npm, name)
-    return render({r.concept: icon_set.svg(r.icons[name], size) for r in rows if name in r.icons}, npm)
-
-
-def entry(row: Row, collection: str, picture: Image.Image, file: str | None = None) -> Entry:
-    """A line of metadata with its caption, chosen by collection and concept."""
-    more: dict[str, object] = {"concept": row.concept, "label": row.label}
-    text = caption(row.label, f"{collection}/{row.concept}")
-    return Entry(file or f"{row.concept}.png", picture, text, more)
+    files = {}
+    for row in rows:
+        if name in row.icons:
+            files[row.concept] = (row, row.icons[name])
+            if f"{row.icons[name]}-duo" in icon_set.icons:
+                files[f"{row.concept}-duo"] = (row, f"{row.icons[name]}-duo")
+    pictures, skipped = render({file: icon_set.svg(icon, size) for file, (_, icon) in files.items()}, npm)
+    drawn = []
+    for file, picture in pictures.items():
+        row = files[file][0]
+        more: dict[str, object] = {"concept": row.concept, "label": row.label}
+        text = caption(row.label, f"{name}/{file}")
+        drawn.append(Drawn(name, row, Entry(f"{file}.png", picture, text, more)))
+    return drawn, skipped
 
 
 def card(collection: str) -> Card:
@@ -57,25 +81,51 @@ def card(collection: str) -> Card:
     return Card(s.license, s.author, s.origin, s.attribution)
 
 
-def build_vendor(npm: Path, out: Path, names: Sequence[str], size: int) -> None:
-    """One folder a collection, and one of its held-out pictures."""
+def build_vendor(npm: Path, out: Path, names: Sequence[str], size: int, distinct: bool = False) -> None:
+    """One folder a collection, and one of its held-out (or, for the backbone's sets, withheld) pictures.
+
+    With `distinct`, a picture is left out where a collection named earlier has nearly the same.
+    """
     rows = read_table()
+    cells = [(name, row.concept) for name in names for row in rows if name in row.icons]
+    left_out = repeated(cells, read_lookalikes()) if distinct else set()
     for name in names:
-        pictures, skipped = collection_pictures(npm, name, rows, size)
-        mine = [r for r in rows if r.concept in pictures]
-        if name in BACKBONE_SETS:
-            withheld = [r for r in mine if r.nano == "withheld"]
-            mine = [r for r in mine if r.nano == "train"]
-            write_folder(
-                out / "withheld" / name, [entry(r, name, pictures[r.concept]) for r in withheld], card(name)
-            )
-        train = [entry(r, name, pictures[r.concept]) for r in mine if not r.is_held_out(name)]
-        held = [entry(r, name, pictures[r.concept]) for r in mine if r.is_held_out(name)]
-        count = write_folder(out / name, train, card(name))
-        if held:
-            write_folder(out / "heldout" / name, held, card(name))
+        drawn, skipped = collection_entries(npm, name, rows, size)
+        drawn = [d for d in drawn if (name, d.row.concept) not in left_out]
+        aside = [d.entry for d in drawn if d.is_aside]
+        count = write_folder(out / name, (d.entry for d in drawn if not d.is_aside), card(name))
+        kind = "withheld" if name in BACKBONE_SETS else "heldout"
+        write_folder(out / kind / name, aside, card(name))
         note = f"; the renderer cannot draw {', '.join(skipped)}" if skipped else ""
-        print(f"{name}: {count} pictures, {len(held)} held out{note}", flush=True)
+        print(f"{name}: {count} pictures, {len(aside)} {kind}{note}", flush=True)
+
+
+def build_topic(npm: Path, out: Path, size: int) -> None:
+    """One folder a topic from all vendors of topics.VENDORS, near-duplicates taken once, and its held-out pictures."""
+    rows = [r for r in read_table() if topic(r)]
+    cells = [(name, row.concept) for name in VENDORS for row in rows if name in row.icons]
+    left_out = repeated(cells, read_lookalikes())
+    drawn = [
+        d
+        for name in VENDORS
+        for d in collection_entries(npm, name, rows, size)[0]
+        if (name, d.row.concept) not in left_out
+    ]
+    for name in TOPICS:
+        mine = [d for d in drawn if topic(d.row) == name]
+        for folder, aside in ((out / "topics" / name, False), (out / "topics" / "heldout" / name, True)):
+            chosen = [d for d in mine if d.is_aside == aside]
+            entries = [
+                replace(
+                    d.entry,
+                    file=f"{d.collection}-{d.entry.file}",
+                    more={**d.entry.more, "collection": d.collection},
+                )
+                for d in chosen
+            ]
+            used = {d.collection for d in chosen}
+            write_folder(folder, entries, mixed_card([v for v in VENDORS if v in used]))
+            print(f"{folder.relative_to(out)}: {len(entries)} pictures", flush=True)
 
 
 def main() -> None:
@@ -90,9 +140,15 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=SET_NAMES, default=SET_NAMES, help="build only these collections"
     )
+    parser.add_argument(
+        "--distinct", action="store_true", help="leave out what an earlier collection nearly has"
+    )
     flags = parser.parse_args()
     npm = flags.npm or install(HERE)
-    build_vendor(npm, flags.out, flags.only, flags.size)
+    if flags.by == "topic":
+        build_topic(npm, flags.out, flags.size)
+    else:
+        build_vendor(npm, flags.out, flags.only, flags.size, flags.distinct)
 
 
 if __name__ == "__main__":

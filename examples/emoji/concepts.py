@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from icons import IconSet
-from lookalikes import clusters
-from mapping import Concept, map_sets
+from lookalikes import Cell, clusters
+from mapping import Concept, Fix, map_sets
 from render import render
-from sets import SET_NAMES, SOURCE_SETS
+from sets import SET_NAMES
 from splits import SEED, choose_held_out, choose_test, choose_withheld
 from table import HERE, Row, write_table
+from topics import LOOKALIKES
 
 FIXES = HERE / "fixes.csv"
 # Labels said the way people say them; the label of emojibase stays in the tags.
@@ -70,29 +73,41 @@ EVERYDAY = {
 }
 
 
-def read_fixes() -> dict[tuple[str, str], str]:
-    """(set, icon) -> concept id, chosen by hand; an empty id takes the icon out."""
+def read_fixes() -> dict[tuple[str, str], Fix]:
+    """(set, icon) -> what was chosen by hand."""
     with FIXES.open(encoding="utf-8", newline="") as file:
-        return {(r["set"], r["icon"]): r["concept"] for r in csv.DictReader(file)}
+        return {(r["set"], r["icon"]): Fix(r["concept"], r["label"]) for r in csv.DictReader(file)}
 
 
 def source_clusters(concepts: list[Concept], npm: Path) -> dict[tuple[str, str], int]:
-    """(collection, concept) -> number of its cluster of near-duplicate pictures, over all source collections.
+    """(collection, concept) -> number of its cluster of near-duplicates, over the source collections and noto.
 
     Icons that the renderer cannot draw are taken out of the concepts.
     """
     pictures = {}
     for name in SET_NAMES:
         icon_set = IconSet.open(npm, name)
-        svgs = {c.id: icon_set.svg(c.icons[name], 32) for c in concepts if name in c.icons}
+        svgs = {c.id: icon_set.svg(c.icons[name], 64) for c in concepts if name in c.icons}
         drawn, skipped = render(svgs, npm)
         for concept_id in skipped:
             next(c for c in concepts if c.id == concept_id).icons.pop(name)
         if skipped:
             print(f"{name}: the renderer cannot draw {', '.join(skipped)}")
-        if name in SOURCE_SETS:
+        if name != "flat-color-icons":
             pictures.update({(name, concept_id): picture for concept_id, picture in drawn.items()})
     return clusters(pictures)
+
+
+def write_lookalikes(groups: Mapping[Cell, int]) -> None:
+    """lookalikes.csv: the clusters of two and more pictures, numbered in the order of their first cell."""
+    members: dict[int, list[Cell]] = defaultdict(list)
+    for cell, number in sorted(groups.items()):
+        members[number].append(cell)
+    shared = sorted(cells for cells in members.values() if len(cells) > 1)
+    with LOOKALIKES.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("cluster", "collection", "concept"))
+        writer.writerows((number, *cell) for number, cells in enumerate(shared) for cell in cells)
 
 
 def main() -> None:
@@ -108,6 +123,7 @@ def main() -> None:
     subgroups, withheld = choose_withheld(concepts)
     test = choose_test(concepts, withheld)
     held = choose_held_out(concepts, test, groups)
+    write_lookalikes(groups)
     rows = [
         Row(
             concept=c.id,

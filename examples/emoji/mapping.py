@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from icons import Emoji, IconSet, plain_codepoints, read_emoji
-from sets import SETS
+from sets import SETS, PictureSet
 
 TONE = re.compile(r"1f3f[b-f]")
 TONE_NAME = re.compile(r"-(light|medium-light|medium|medium-dark|dark)(-skin-tone)?(-|$)|skin-tone")
@@ -70,13 +70,21 @@ def _by_codepoints(icon_set: IconSet, concepts: dict[str, Concept], set_name: st
             concept.icons.setdefault(set_name, icon)
 
 
-def _own(icon: str, set_name: str) -> Concept:
-    label = re.sub(r"-(\d+|duo)(?=-|$)", "", icon).replace("-", " ")
-    return Concept(icon, "", label, (), "own", set_name, {set_name: icon})
+def _own(icon: str, set_name: str, label: str) -> Concept:
+    label = label or re.sub(r"-\d+(?=-|$)", "", icon).replace("-", " ")
+    return Concept(slug(label), "", label, (), "own", set_name, {})
 
 
-def map_sets(npm: Path, fixes: dict[tuple[str, str], str]) -> list[Concept]:
-    """All concepts with their icons; `fixes` maps (set, icon) to a concept id, or to '' for none, by hand."""
+@dataclass(frozen=True)
+class Fix:
+    """A choice by hand for one icon: the concept it shows, or the label of a concept of its own, or neither: left out."""
+
+    concept: str
+    label: str
+
+
+def map_sets(npm: Path, fixes: Mapping[tuple[str, str], Fix]) -> list[Concept]:
+    """All concepts with their icons; `fixes` maps (set, icon) to choices made by hand."""
     emoji = read_emoji(npm)
     sets = {s.name: IconSet.open(npm, s.name) for s in SETS}
     concepts = {
@@ -86,9 +94,9 @@ def map_sets(npm: Path, fixes: dict[tuple[str, str], str]) -> list[Concept]:
     by_id = {c.id: c for c in concepts.values()}
     if len(by_id) != len(concepts):
         raise ValueError("two emoji have the same concept id")
-    for (set_name, icon), concept_id in fixes.items():
-        if concept_id:
-            by_id[concept_id].icons[set_name] = icon
+    for (set_name, icon), fix in fixes.items():
+        if fix.concept:
+            by_id[fix.concept].icons[set_name] = icon
     for picture_set in SETS:
         if picture_set.naming == "codepoint":
             _by_codepoints(sets[picture_set.name], concepts, picture_set.name)
@@ -97,20 +105,31 @@ def map_sets(npm: Path, fixes: dict[tuple[str, str], str]) -> list[Concept]:
         if flat in sets["fluent-emoji"].icons:
             concept.icons.setdefault("fluent-emoji", flat)
     names = _by_names(concepts.values(), emoji, sets)
-    extra: dict[str, Concept] = {}
     for picture_set in SETS:
-        if picture_set.naming not in ("name", "joined name", "own"):
+        if picture_set.naming in ("name", "joined name", "own"):
+            _by_icon_names(picture_set, sets[picture_set.name], names, by_id, fixes)
+    return sorted(
+        (c for c in by_id.values() if c.icons), key=lambda c: (c.group == "own", c.codepoints, c.id)
+    )
+
+
+def _by_icon_names(
+    picture_set: PictureSet,
+    icon_set: IconSet,
+    names: Mapping[str, Concept],
+    by_id: dict[str, Concept],
+    fixes: Mapping[tuple[str, str], Fix],
+) -> None:
+    """Gives the set's icons to the concepts of their names; sets that keep own names get own concepts for the rest."""
+    for icon in icon_set.icons:
+        fix = fixes.get((picture_set.name, icon), Fix("", ""))
+        if (picture_set.name, icon) in fixes and not fix.label:
             continue
-        for icon in sets[picture_set.name].icons:
-            if (picture_set.name, icon) in fixes:
-                continue
-            concept = names.get(joined(icon))
-            if concept is not None:
-                concept.icons.setdefault(picture_set.name, icon)
-            elif picture_set.naming == "own" and not icon.endswith("-duo"):
-                concept = extra.setdefault(icon, _own(icon, picture_set.name))
-                concept.icons.setdefault(picture_set.name, icon)
-    for concept in extra.values():
-        if concept.id in by_id:
-            concept.id = f"{concept.id}-icon"
-    return [c for c in concepts.values() if c.icons] + list(extra.values())
+        concept = None if fix.label else names.get(joined(icon))
+        if concept is None and picture_set.naming == "own" and not icon.endswith("-duo"):
+            own = _own(icon, picture_set.name, fix.label)
+            if own.id in by_id and by_id[own.id].group != "own":
+                own.id = f"{own.id}-icon"
+            concept = by_id.setdefault(own.id, own)
+        if concept is not None:
+            concept.icons.setdefault(picture_set.name, icon)

@@ -10,7 +10,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
+from lookalikes import Cell
 from mapping import Concept
+from sets import BACKBONE_SETS
 
 SEED = 2
 LOW, HIGH = 0.20, 0.30
@@ -20,6 +22,8 @@ KEPT = frozenset({"animal-mammal", "food-fruit", "transport-ground"})
 KIND_WORDS = frozenset(
     {"person", "man", "woman", "boy", "girl", "child", "label", "link", "seat", "wing", "star", "ring"}
 )
+# What the icon sets' own names call the things of a subgroup, where no label of it is that word.
+KIN = {"phone": "phone", "time": "clock", "mail": "letter"}
 TEST_SHARE = 0.06
 HELD_OUT_SHARE = 0.12
 
@@ -47,7 +51,8 @@ def _withheld_with(concepts: Iterable[Concept], subgroups: Collection[str]) -> s
     chosen = {c.id for c in concepts if c.subgroup in subgroups}
     names = {words(c.label) for c in concepts if c.id in chosen}
     names -= {(w,) for w in KIND_WORDS}
-    return chosen | {c.id for c in concepts if shows(c.label, names)}
+    kin = names | {words(KIN[g]) for g in subgroups if g in KIN}
+    return chosen | {c.id for c in concepts if shows(c.label, kin if c.group == "own" else names)}
 
 
 def choose_withheld(concepts: Iterable[Concept], seed: int = SEED) -> tuple[list[str], set[str]]:
@@ -95,32 +100,33 @@ def choose_test(concepts: Iterable[Concept], withheld: Collection[str], seed: in
 
 
 def choose_held_out(
-    concepts: Iterable[Concept],
-    test: Collection[str],
-    clusters: Mapping[tuple[str, str], int],
-    seed: int = SEED,
+    concepts: Iterable[Concept], test: Collection[str], clusters: Mapping[Cell, int], seed: int = SEED
 ) -> dict[str, list[str]]:
     """Concept id -> collections whose picture of it is held out; near-duplicate pictures go together.
 
-    `clusters` gives each (collection, concept) a cluster number. Clusters are drawn whole until about 12 % of the cells
-    of concepts with at least three collections are held out; clusters larger than six pictures are never drawn.
+    Clusters are drawn whole until about 12 % of the cells of concepts with at least three source collections are held
+    out. Never drawn: clusters larger than six, and those with a picture of noto, which the judge is trained on.
     """
-    cells: dict[int, list[tuple[str, str]]] = defaultdict(list)
-    wide = {
-        c.id for c in concepts if len([s for s in c.icons if s != "noto" and s != "flat-color-icons"]) >= 3
-    }
+    groups: dict[int, list[Cell]] = defaultdict(list)
     for cell, number in clusters.items():
-        cells[number].append(cell)
-    open_clusters = sorted(sorted(v) for v in cells.values())
-    eligible = [v for v in open_clusters if len(v) <= 6 and all(c in wide and c not in test for _, c in v)]
-    goal = HELD_OUT_SHARE * sum(1 for _, concept in clusters if concept in wide and concept not in test)
+        groups[number].append(cell)
+    wide = {c.id for c in concepts if len(set(c.icons) - set(BACKBONE_SETS)) >= 3} - set(test)
+    eligible = [
+        sorted(cells)
+        for cells in groups.values()
+        if len(cells) <= 6 and all(concept in wide and collection != "noto" for collection, concept in cells)
+    ]
+    goal = HELD_OUT_SHARE * sum(
+        1 for collection, concept in clusters if concept in wide and collection != "noto"
+    )
+    eligible.sort()
     random.Random(seed + 2).shuffle(eligible)
     held: dict[str, list[str]] = defaultdict(list)
     count = 0
-    for cluster in eligible:
+    for cells in eligible:
         if count >= goal:
             break
-        for collection, concept in cluster:
+        for collection, concept in cells:
             held[concept].append(collection)
-        count += len(cluster)
+        count += len(cells)
     return {concept: sorted(names) for concept, names in sorted(held.items())}
