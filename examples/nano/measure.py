@@ -58,7 +58,9 @@ def psnr(pipe: StableDiffusionPipeline, folder: Path, most: int = 200) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--nano", type=Path, required=True)
     parser.add_argument("--pictures", type=Path, nargs="*", default=[], help="folders to reconstruct")
     parser.add_argument("--judge", default="", help="a judge of promptcdm; left out: draw only")
