@@ -21,6 +21,7 @@ from latents import LatentSet, latent_set
 from safetensors.torch import load_file, save_file
 from tokenizer import MAX_LENGTH, VOCABULARY
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vae import new_vae
 from wordings import caption
@@ -28,7 +29,7 @@ from wordings import caption
 BATCH = 48
 WIDTH = 192  # of the text encoder and of cross-attention
 LEARNING_RATE = 4e-4
-CHECKPOINT_EVERY = 500
+CHECKPOINT_EVERY = 250
 
 
 def new_text_encoder() -> CLIPTextModel:
@@ -197,7 +198,8 @@ def main() -> None:
     parser.add_argument(
         "--cooldown", type=int, default=0, help="last steps over which the learning rate falls to zero"
     )
-    train(parser.parse_args())
+    with sdpa_kernel(SDPBackend.MATH):  # at 64 latents it is a tenth faster on a CPU than the fused kernel
+        train(parser.parse_args())
 
 
 if __name__ == "__main__":
