@@ -63,6 +63,7 @@ class LoraFile:
 
     lora: dict[str, Tensor]  # fp32, strength folded in
     text_encoder: tuple[str, ...]  # keys of a text-encoder LoRA, which is not read
+    metadata: dict[str, str]  # the file's header
 
 
 def read_lora(path: Path, module_names: Collection[str]) -> dict[str, Tensor]:
@@ -71,17 +72,11 @@ def read_lora(path: Path, module_names: Collection[str]) -> dict[str, Tensor]:
     `module_names` are those of all linear and convolution layers of the UNet. Raises AdapterMismatch for
     anything that is not a LoRA of this UNet alone.
     """
-    file = open_lora(path, module_names)
-    if file.text_encoder:
-        raise AdapterMismatch(
-            f"{path}: {len(file.text_encoder)} keys adapt the text encoder, which is not supported; "
-            "import with --unet-only to leave them out"
-        )
-    return file.lora
+    return open_lora(path, module_names).lora
 
 
-def open_lora(path: Path, module_names: Collection[str]) -> LoraFile:
-    """Like `read_lora`, but a text-encoder LoRA in the same file is listed instead of refused."""
+def open_lora(path: Path, module_names: Collection[str], *, unet_only: bool = False) -> LoraFile:
+    """Like `read_lora`, with the header; `unet_only` lists a text-encoder LoRA instead of refusing it."""
     tensors, metadata = read_tensors(path)
     names = kohya_names(module_names)
     known, text_encoder = set(module_names), []
@@ -104,14 +99,19 @@ def open_lora(path: Path, module_names: Collection[str]) -> LoraFile:
             f"{path}: {len(strangers)} of {len(tensors)} keys name no layer of this UNet, such as "
             f"{one_line(strangers[0])}: the LoRA is of another architecture, or of an unsupported kind"
         )
-    if not layers and not text_encoder:
-        raise AdapterMismatch(f"{path}: holds no tensors")
+    if text_encoder and not unet_only:
+        raise AdapterMismatch(
+            f"{path}: {len(text_encoder)} of {len(tensors)} keys adapt the text encoder, which is not "
+            "supported; --unet-only imports the rest without them"
+        )
+    if not layers:
+        raise AdapterMismatch(f"{path}: adapts no layer of the UNet")
     config = path.with_name(PEFT_CONFIG) if path.name == PEFT_FILE else None
     strength = strength_of(metadata, config, str(path))
     lora: dict[str, Tensor] = {}
     for module, halves in sorted(layers.items()):
         lora |= _folded(module, halves, strength, path)
-    return LoraFile(lora, tuple(text_encoder))
+    return LoraFile(lora, tuple(text_encoder), metadata)
 
 
 def lora_modules(lora: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
