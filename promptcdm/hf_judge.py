@@ -91,36 +91,42 @@ def _way_of(config: Any) -> tuple[Any, Callable[[HfJudge, Sequence[Asked]], list
 
 
 def _blip(judge: HfJudge, batch: Sequence[Asked]) -> list[Answer]:
-    """Read each picture once; let the decoder score every choice of every question."""
-    model, processor, device = judge.model, judge.processor, judge.device
+    """Read each picture once; let the decoder score every choice of every question.
+
+    Questions of one length go together: transformers' BLIP gives its cross-attention no mask, so a padded
+    question would be answered differently from the same one alone.
+    """
     images = {id(asked.image): asked.image for asked in batch}
-    pixels = processor.image_processor(list(images.values()), return_tensors="pt")["pixel_values"]
-    seen = model.vision_model(pixel_values=pixels.to(device, model.dtype))[0]
+    pixels = judge.processor.image_processor(list(images.values()), return_tensors="pt")["pixel_values"]
+    seen = judge.model.vision_model(pixel_values=pixels.to(judge.device, judge.model.dtype))[0]
     pictures = {key: seen[place] for place, key in enumerate(images)}
-    asked_text = processor.tokenizer(
-        [asked.question for asked in batch], padding=True, return_tensors="pt"
-    ).to(device)
-    read = model.text_encoder(
-        input_ids=asked_text["input_ids"],
-        attention_mask=asked_text["attention_mask"],
-        encoder_hidden_states=torch.stack([pictures[id(asked.image)] for asked in batch]),
-    )[0]
-    owner = torch.tensor([row for row, asked in enumerate(batch) for _ in asked.choices], device=device)
-    said = [choice for asked in batch for choice in asked.choices]
-    choices = processor.tokenizer(said, padding=True, return_tensors="pt").to(device)
-    ids = choices["input_ids"].clone()
-    ids[:, 0] = model.decoder_start_token_id
-    logits = model.text_decoder(
-        input_ids=ids,
-        attention_mask=choices["attention_mask"],
-        encoder_hidden_states=read[owner],
-        encoder_attention_mask=asked_text["attention_mask"][owner],
+    questions = judge.processor.tokenizer([asked.question for asked in batch])["input_ids"]
+    found: dict[int, Answer] = {}
+    for length in {len(tokens) for tokens in questions}:
+        rows = [row for row, tokens in enumerate(questions) if len(tokens) == length]
+        read = judge.model.text_encoder(
+            input_ids=torch.tensor([questions[row] for row in rows], device=judge.device),
+            encoder_hidden_states=torch.stack([pictures[id(batch[row].image)] for row in rows]),
+        )[0]
+        choices = [batch[row].choices for row in rows]
+        found.update(zip(rows, _blip_choices(judge, read, choices), strict=True))
+    return [found[row] for row in range(len(batch))]
+
+
+def _blip_choices(judge: HfJudge, read: Tensor, choices: Sequence[tuple[str, ...]]) -> list[Answer]:
+    """Score the choices of each read question, (questions, length, width)."""
+    counts = [len(own) for own in choices]
+    owner = torch.repeat_interleave(torch.tensor(counts, device=judge.device))
+    said = [choice for own in choices for choice in own]
+    tokens = judge.processor.tokenizer(said, padding=True, return_tensors="pt").to(judge.device)
+    ids = tokens["input_ids"].clone()
+    ids[:, 0] = judge.model.decoder_start_token_id
+    logits = judge.model.text_decoder(
+        input_ids=ids, attention_mask=tokens["attention_mask"], encoder_hidden_states=read[owner]
     ).logits
-    scores = _token_scores(logits[:, :-1], ids[:, 1:], choices["attention_mask"][:, 1:])
-    parts = torch.split(scores, [len(asked.choices) for asked in batch])
-    return [
-        most_likely(asked.choices, part.softmax(0).tolist()) for asked, part in zip(batch, parts, strict=True)
-    ]
+    scores = _token_scores(logits[:, :-1], ids[:, 1:], tokens["attention_mask"][:, 1:])
+    parts = torch.split(scores, counts)
+    return [most_likely(own, part.softmax(0).tolist()) for own, part in zip(choices, parts, strict=True)]
 
 
 def _vilt(judge: HfJudge, batch: Sequence[Asked]) -> list[Answer]:

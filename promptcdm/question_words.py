@@ -103,7 +103,8 @@ STOPS = word_set(
     a an the and or but of in on at to from by for with without into onto over under above below behind near
     inside left right next front beside between through across around along against during while when where
     which that who whose is are was were be been being has have had do does did its it his her their this
-    these those there as up down out off top bottom middle than then not no very while some so several while he she they them
+    these those there as up down out off top bottom middle than then not no very some so several he she they
+    them
     you we i
     """
 )

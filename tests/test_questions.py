@@ -11,6 +11,7 @@ import pytest
 from promptcdm.caption_chunks import Chunker, plural, singular
 from promptcdm.errors import BadQuestions
 from promptcdm.question_rules import generate_questions
+from promptcdm.question_words import word_set
 from promptcdm.questions import Question, Text, load_questions, load_texts, questions_json
 
 RECORD: dict[str, Any] = {
@@ -227,7 +228,7 @@ def test_recall_of_tifas_questions(capsys: pytest.CaptureFixture[str]) -> None:
 
 def meaning(question: Question) -> tuple[str, ...]:
     """What is asked, apart from wording: the content words of a yes/no question, the answer of another."""
-    small = set("is there are a an the in this these picture photo of to or some what who does do it".split())
+    small = word_set("is there are a an the in this these picture photo of to or some what who does do it")
     kept = [singular(word) for word in question.question.lower().strip("?").split() if word not in small]
     if question.answer in ("yes", "no"):
         return (question.id, question.answer, *sorted(set(kept)))
