@@ -28,7 +28,7 @@ from wordings import caption
 
 BATCH = 48
 WIDTH = 192  # of the text encoder and of cross-attention
-LEARNING_RATE = 4e-4
+LEARNING_RATE = 7e-4
 CHECKPOINT_EVERY = 250
 
 
@@ -161,7 +161,7 @@ def train(args: argparse.Namespace) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        decay = min(0.9995, (1 + step) / (10 + step))
+        decay = min(0.998, (1 + step) / (10 + step))
         torch._foreach_lerp_(
             [ema[n] for n, _ in model.named_parameters()], [p.data for p in model.parameters()], 1 - decay
         )
