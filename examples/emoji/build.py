@@ -4,7 +4,8 @@
 
 Without --npm the packages are fetched by npm into examples/emoji/node_modules. By vendor: OUT/COLLECTION holds the
 training pictures, OUT/heldout/COLLECTION the held-out ones; of noto and flat-color-icons, the backbone's own material,
-OUT/withheld/COLLECTION holds the pictures of the concepts that the backbone must never see. By topic: OUT/topics/TOPIC and OUT/topics/heldout/TOPIC.
+OUT/withheld/COLLECTION holds the pictures of the concepts that the backbone must never see. By topic:
+OUT/topics/TOPIC and OUT/topics/heldout/TOPIC.
 """
 
 from __future__ import annotations
@@ -20,11 +21,25 @@ from captions import caption
 from folder import Card, Entry, write_folder
 from icons import IconSet
 from render import render
-from sets import BACKBONE_SETS, SET_NAMES, SETS, picture_set
+from sets import BACKBONE_SETS, SET_NAMES, picture_set
 from table import HERE, Row, read_table
 from topics import TOPICS, VENDORS, mixed_card, read_lookalikes, repeated, topic
 
-PACKAGES = (*(s.package for s in SETS), "@resvg/resvg-js")
+# The versions that the table was made with: the same pictures on every build.
+PACKAGES = (
+    "@iconify-json/noto@1.2.9",
+    "@iconify-json/noto-v1@1.2.5",
+    "@iconify-json/fxemoji@1.2.2",
+    "@iconify-json/fluent-emoji@1.2.7",
+    "@iconify-json/fluent-emoji-flat@1.2.6",
+    "@iconify-json/twemoji@1.2.5",
+    "@iconify-json/emojione@1.2.3",
+    "@iconify-json/streamline-kameleon-color@1.2.2",
+    "@iconify-json/openmoji@1.2.29",
+    "@iconify-json/flat-color-icons@1.2.3",
+    "@resvg/resvg-js@2.6.2",
+    "emojibase-data@17.0.0",
+)
 
 
 @dataclass(frozen=True)

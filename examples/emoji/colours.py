@@ -44,6 +44,11 @@ _TO_LAB = np.array(
 )
 
 
+def pixel(rgb: tuple[int, int, int]) -> Pixels:
+    """One colour as an array of bytes."""
+    return np.array(rgb, np.uint8)
+
+
 def to_oklab(pixels: Pixels) -> Floats:
     """(..., 3) sRGB bytes to OKLab."""
     srgb = pixels.astype(np.float32) / 255
@@ -85,7 +90,7 @@ def recolour(pixels: Pixels, name: str) -> Pixels:
     """The sprite with its ruling hue made `name`; differences of lightness within that hue stay."""
     lab = to_oklab(pixels)
     ruled, _ = _ruling(lab)
-    target = to_oklab(np.array(TARGETS[name], np.uint8))
+    target = to_oklab(pixel(TARGETS[name]))
     light = lab[..., 0][ruled]
     chroma = np.hypot(lab[..., 1], lab[..., 2])[ruled]
     strength = np.clip(chroma / np.median(chroma), 0.3, 1.15)

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from icons import IconSet
-from lookalikes import Cell, clusters
+from lookalikes import clusters
 from mapping import Concept, Fix, map_sets
 from render import render
-from sets import SET_NAMES
+from sets import SET_NAMES, Cell
 from splits import SEED, choose_held_out, choose_test, choose_withheld
 from table import HERE, Row, write_table
 from topics import LOOKALIKES
@@ -39,16 +39,16 @@ EVERYDAY = {
     "game die": "die",
     "sport utility vehicle": "suv",
     "two-hump camel": "two-humped camel",
-    "man’s shoe": "shoe",
+    "man\u2019s shoe": "shoe",
     "high-heeled shoe": "high heel",
-    "woman’s boot": "boot",
+    "woman\u2019s boot": "boot",
     "straight ruler": "ruler",
     "carpentry saw": "saw",
     "hourglass not done": "running hourglass",
     "hourglass done": "hourglass",
     "video game": "game controller",
     "pool 8 ball": "billiard ball",
-    "rescue worker’s helmet": "rescue helmet",
+    "rescue worker\u2019s helmet": "rescue helmet",
     "input latin uppercase": "uppercase letters button",
     "input latin lowercase": "lowercase letters button",
     "input latin letters": "latin letters button",

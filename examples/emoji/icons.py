@@ -14,7 +14,7 @@ def _json(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class IconSet:
-    """An unpacked iconify package: `icons` name -> body data, `aliases` other name -> name, `chars` codepoints -> name."""
+    """An iconify package: `icons` name -> body data, `aliases` other name -> name, `chars` codepoints -> name."""
 
     icons: dict[str, dict[str, Any]]
     aliases: dict[str, str]

@@ -16,8 +16,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from sets import Cell
 
-Cell = tuple[str, str]  # collection, concept
 Floats = npt.NDArray[np.float32]
 SIDE = 24
 COARSE = 2.5  # pixels of a thumbnail
@@ -25,7 +25,7 @@ COARSE = 2.5  # pixels of a thumbnail
 
 @dataclass(frozen=True)
 class Limits:
-    """Near means: colours differ by less than `colour` (white = 1) and structures correlate by more than `structure`."""
+    """Near: colours differ by less than `colour` (white = 1), structures correlate by more than `structure`."""
 
     colour: float
     structure: float

@@ -30,7 +30,7 @@ class Concept:
 
 def slug(text: str) -> str:
     """Lower-case ASCII words joined by dashes; # and * are spelled out, as their keycaps would be empty."""
-    text = text.replace("#", " hash ").replace("*", " asterisk ").replace("’", "").replace("'", "")
+    text = text.replace("#", " hash ").replace("*", " asterisk ").replace("\u2019", "").replace("'", "")
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")
 
@@ -77,7 +77,7 @@ def _own(icon: str, set_name: str, label: str) -> Concept:
 
 @dataclass(frozen=True)
 class Fix:
-    """A choice by hand for one icon: the concept it shows, or the label of a concept of its own, or neither: left out."""
+    """A choice by hand for one icon: the concept it shows, the label of a concept of its own, or neither: left out."""
 
     concept: str
     label: str

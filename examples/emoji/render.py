@@ -28,14 +28,14 @@ def render(svgs: Mapping[str, str], npm: Path) -> tuple[dict[str, Image.Image], 
         job = Path(scratch) / "job.json"
         while names:
             files = [Path(scratch) / f"{i}.png" for i in range(len(names))]
-            icons = [{"svg": svgs[n], "out": str(f)} for n, f in zip(names, files)]
+            icons = [{"svg": svgs[n], "out": str(f)} for n, f in zip(names, files, strict=True)]
             job.write_text(json.dumps({"icons": icons}), encoding="utf-8")
             command = [node, str(SCRIPT), str(npm.resolve()), str(job)]
             child = subprocess.run(command, capture_output=True, text=True, check=False)
             states = [line.split()[1] for line in child.stdout.splitlines()]
             if not states and child.returncode != 0 and "Error" in child.stderr:
                 raise SystemExit(f"the renderer did not start: {child.stderr.strip().splitlines()[-1]}")
-            for name, file, state in zip(names, files, states):
+            for name, file, state in zip(names, files, states, strict=False):
                 if state == "done":
                     with Image.open(file) as picture:
                         pictures[name] = picture.convert("RGB")

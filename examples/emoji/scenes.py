@@ -56,7 +56,7 @@ class Thing:
     @property
     def box(self) -> Box:
         """The hull of all its boxes."""
-        left, top, right, bottom = zip(*self.boxes)
+        left, top, right, bottom = zip(*self.boxes, strict=True)
         return min(left), min(top), max(right), max(bottom)
 
     def words(self, count: int | None = None) -> str:
@@ -239,29 +239,20 @@ def _relation_words(first: str, relation: str, second: str, rng: random.Random) 
     """A sentence part that says where `first` stands to `second`; half of them name the second first."""
     if rng.random() < 0.4:
         first, relation, second = second, OPPOSITE[relation], first
-    side = relation.split()[0]
-    wordings = {
-        "left": (
-            f"{first} to the left of {second}",
-            f"{first} left of {second}",
-            f"{first} on the left of {second}",
-        ),
-        "right": (
-            f"{first} to the right of {second}",
-            f"{first} right of {second}",
-            f"{first} on the right of {second}",
-        ),
-        "above": (f"{first} above {second}", f"{first} over {second}"),
-        "below": (f"{first} below {second}", f"{first} under {second}", f"{first} beneath {second}"),
-    }[side]
     ends = {
-        "left": ("left", "right"),
-        "right": ("right", "left"),
-        "above": ("top", "bottom"),
-        "below": ("bottom", "top"),
-    }
-    both = (f"{first} on the {ends[side][0]} and {second} on the {ends[side][1]}",)
-    return rng.choice(wordings + wordings + both)
+        "left of": ("on the left", "on the right"),
+        "right of": ("on the right", "on the left"),
+        "above": ("at the top", "at the bottom"),
+        "below": ("at the bottom", "at the top"),
+    }[relation]
+    joints = {
+        "left of": ("to the left of", "left of", "on the left of"),
+        "right of": ("to the right of", "right of", "on the right of"),
+        "above": ("above", "over"),
+        "below": ("below", "under", "beneath"),
+    }[relation]
+    wordings = [f"{first} {joint} {second}" for joint in joints]
+    return rng.choice([*wordings, *wordings, f"{first} {ends[0]} and {second} {ends[1]}"])
 
 
 def describe(kind: Kind, things: Sequence[Thing], relation: str, seed: int | random.Random) -> str:
@@ -300,12 +291,13 @@ def make_scene(sprites: Sprites, seed: int, kind: Kind | None = None, size: int 
         coloured = kind == "colour pair"
         pair = _different(sprites.recolourable if coloured else sprites.countable, 2, rng, coloured)
         colors = rng.sample(COLOURS, 2) if coloured else ["", ""]
-        placed = [(s, c, [p]) for s, c, p in zip(pair, colors, places)]
+        placed = [(s, c, [p]) for s, c, p in zip(pair, colors, places, strict=True)]
         if coloured and rng.random() < 0.6:
             relation = ""
     elif kind == "list":
         count = rng.choice((2, 2, 3))
-        placed = [(s, "", [p]) for s, p in zip(_different(sprites.countable, count, rng), _grid(count, rng))]
+        several = _different(sprites.countable, count, rng)
+        placed = [(s, "", [p]) for s, p in zip(several, _grid(count, rng), strict=True)]
     elif kind == "count":
         placed = [(rng.choice(sprites.countable), "", _grid(rng.randint(1, 4), rng))]
     elif kind == "mixed count":

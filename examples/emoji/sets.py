@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# A picture of the table: collection, concept.
+Cell = tuple[str, str]
 Naming = Literal["codepoint", "flat names", "name", "joined name", "own"]
 
 

@@ -1,4 +1,4 @@
-"""Sources by topic: the same hands, disjoint ideas. Which concepts belong to which topic, and which pictures are taken."""
+"""Sources by topic: the same hands, disjoint ideas."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from folder import Card
-from lookalikes import Cell
-from sets import picture_set
+from sets import Cell, picture_set
 from table import Row
 
 LOOKALIKES = Path(__file__).with_name("lookalikes.csv")
