@@ -55,7 +55,13 @@ def main() -> None:
     for file in args.out.rglob("config.json"):  # no path of the machine that trained it
         config = json.loads(file.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
+        if file.parent.name == "text_encoder":  # transformers loads what is named here, diffusers loads fp32
+            config["dtype"] = "float32"
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    concepts = json.loads((args.run / "latents.json").read_text(encoding="utf-8"))["concepts"]
+    (args.out / "concepts.json").write_text(json.dumps(concepts, indent=0) + "\n", encoding="utf-8")
+    log = (args.run / "log.jsonl").read_text(encoding="utf-8")
+    (args.out / "train_log.jsonl").write_text(log, encoding="utf-8")
     total = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
     print(
         f"{args.out}: {total / 1e6:.1f} MB of weights, step {json.loads((args.run / 'unet.json').read_text())['step']}"

@@ -15,7 +15,7 @@ from scene_set import scenes
 from torch import Tensor
 
 COPIES = 6  # shifted and scaled copies of each sprite; the first is the sprite itself
-SHARES = (0.55, 0.15, 0.30)  # of a batch: sprites, recoloured sprites, scenes
+SHARES = (0.65, 0.10, 0.25)  # of a batch: sprites, recoloured sprites, scenes
 SCENES = 24_000
 COLOURED = 6_000
 
