@@ -73,10 +73,23 @@ EVERYDAY = {
 }
 
 
-def read_fixes() -> dict[tuple[str, str], Fix]:
-    """(set, icon) -> what was chosen by hand."""
+def read_fixes(drawn: str) -> dict[tuple[str, str], Fix]:
+    """(set, icon) -> what was chosen by hand, `before` or `after` the held-out pictures were drawn."""
     with FIXES.open(encoding="utf-8", newline="") as file:
-        return {(r["set"], r["icon"]): Fix(r["concept"], r["label"]) for r in csv.DictReader(file)}
+        found = [r for r in csv.DictReader(file) if r["drawn"] == drawn]
+    return {(r["set"], r["icon"]): Fix(r["concept"], r["label"]) for r in found}
+
+
+def mend(concepts: list[Concept], fixes: Mapping[tuple[str, str], Fix]) -> None:
+    """Moves icons to other concepts, or takes them out, without moving any picture between the splits."""
+    by_id = {c.id: c for c in concepts}
+    for set_name, icon in fixes:
+        for concept in concepts:
+            if concept.icons.get(set_name) == icon:
+                del concept.icons[set_name]
+    for (set_name, icon), fix in fixes.items():
+        if fix.concept:
+            by_id[fix.concept].icons[set_name] = icon
 
 
 def source_clusters(concepts: list[Concept], npm: Path) -> dict[tuple[str, str], int]:
@@ -117,13 +130,14 @@ def main() -> None:
         "--npm", type=Path, required=True, help="node_modules with the icon sets and emojibase-data"
     )
     npm = parser.parse_args().npm
-    concepts = map_sets(npm, read_fixes())
+    concepts = map_sets(npm, read_fixes("before"))
     groups = source_clusters(concepts, npm)
     concepts = [c for c in concepts if c.icons]
     subgroups, withheld = choose_withheld(concepts)
     test = choose_test(concepts, withheld)
     held = choose_held_out(concepts, test, groups)
     write_lookalikes(groups)
+    mend(concepts, read_fixes("after"))
     rows = [
         Row(
             concept=c.id,

@@ -5,7 +5,6 @@ All three are drawn by seed and written down in concepts.csv and withheld.json b
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections import Counter, defaultdict
@@ -119,8 +118,8 @@ def choose_held_out(
     goal = HELD_OUT_SHARE * sum(
         1 for collection, concept in clusters if concept in wide and collection != "noto"
     )
-    # Sorted by digest, not shuffled: mending one name in the table moves no other picture in or out.
-    eligible.sort(key=lambda cells: hashlib.sha256(f"{seed} {cells[0]}".encode()).digest())
+    eligible.sort()
+    random.Random(seed + 2).shuffle(eligible)
     held: dict[str, list[str]] = defaultdict(list)
     count = 0
     for cells in eligible:
