@@ -11,7 +11,8 @@ import json
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -20,20 +21,14 @@ import typer
 from promptcdm import __version__
 from promptcdm.config import read_config, settle
 from promptcdm.errors import AdapterMismatch, BadInput, BadSource, PromptCDMError, RunFailed
-from promptcdm.flags import (
-    Attribution,
-    Author,
-    Config,
-    License,
-    Mismatch,
-    Origin,
-    Replace,
-    Store,
-    read_names,
-    read_strengths,
-    with_flags,
+from promptcdm.flags import Config, Mismatch, Replace, Store, read_names, read_strengths, with_flags
+from promptcdm.settings import (
+    BackboneSettings,
+    GenerateSettings,
+    ImportSettings,
+    Provenance,
+    TrainSettings,
 )
-from promptcdm.settings import BackboneSettings, GenerateSettings, TrainSettings
 
 if TYPE_CHECKING:
     from promptcdm.adapter import Adapter
@@ -102,7 +97,7 @@ def _root(
 
 
 @app.command("train-adapter")
-@with_flags(BackboneSettings, TrainSettings)
+@with_flags(Provenance, BackboneSettings, TrainSettings)
 def train_adapter(
     source: Annotated[
         str, typer.Option(help="the source's name, or its folder where --data is left out", metavar="NAME")
@@ -110,10 +105,6 @@ def train_adapter(
     data: Annotated[
         Path | None, typer.Option(help="folder of pictures with captions", metavar="FOLDER")
     ] = None,
-    license: License = None,
-    author: Author = None,
-    origin: Origin = None,
-    attribution: Attribution = None,
     replace: Replace = False,
     store: Store = Path("adapters"),
     config: Config = None,
@@ -126,8 +117,7 @@ def train_adapter(
     """
     chosen = read_config(config, ALL_SETTINGS) if config else {}
     which, settings = settle(BackboneSettings, chosen, flags), settle(TrainSettings, chosen, flags)
-    facts = {"license": license, "author": author, "origin": origin, "attribution": attribution}
-    opened = _open_source(source, data, facts)
+    opened = _open_source(source, data, settle(Provenance, {}, flags))
     if flags["backbone"] is None and "backbone" not in chosen:
         _refuse_large_pictures(opened)
 
@@ -140,15 +130,20 @@ def train_adapter(
         raise BadInput(f"{store / opened.name} exists; --replace trains it again and replaces it")
     backbone = _load_backbone(which)
     partial = adapters.checkpoint_folder(opened.name)
-    with training_bar(opened.name, settings.steps, settings.batch_size) as on_step:
-        adapter = train(opened, backbone, settings, checkpoint=partial, on_step=on_step)
+    try:
+        with training_bar(opened.name, settings.steps, settings.batch_size) as on_step:
+            adapter = train(opened, backbone, settings, checkpoint=partial, on_step=on_step)
+    except KeyboardInterrupt:
+        raise RunFailed("stopped; the same command goes on from the last checkpoint") from None
     adapters.add(adapter, replace=replace)
     shutil.rmtree(partial, ignore_errors=True)
     _say_adapter(store, adapter)
 
 
-def _open_source(source: str, data: Path | None, facts: Mapping[str, str | None]) -> Source:
+def _open_source(source: str, data: Path | None, provenance: Provenance) -> Source:
     from promptcdm.source import Source
+
+    facts: dict[str, str | None] = asdict(provenance)
 
     if data is not None:
         opened = Source.open(data, source, **facts)
@@ -191,15 +186,10 @@ def _say_adapter(store: Path, adapter: Adapter) -> None:
 
 
 @app.command("import-adapter")
-@with_flags(BackboneSettings)
+@with_flags(Provenance, ImportSettings, BackboneSettings)
 def import_adapter(
     lora: Annotated[str, typer.Argument(help="file, folder or hub id of a LoRA", metavar="PATH_OR_HUB_ID")],
     source: Annotated[str, typer.Option(help="the name it gets in the store", metavar="NAME")],
-    trigger: Annotated[str, typer.Option(help="text put before the prompts of this source")] = "",
-    license: License = None,
-    author: Author = None,
-    origin: Origin = None,
-    attribution: Attribution = None,
     replace: Replace = False,
     store: Store = Path("adapters"),
     config: Config = None,
@@ -215,8 +205,8 @@ def import_adapter(
     from promptcdm.import_adapter import import_adapter as read_adapter
     from promptcdm.store import AdapterStore
 
-    facts = {"license": license, "author": author, "origin": origin, "attribution": attribution}
-    adapter = read_adapter(lora, source, _load_backbone(which), trigger=trigger, **facts)
+    facts = asdict(settle(Provenance, {}, flags)) | asdict(settle(ImportSettings, {}, flags))
+    adapter = read_adapter(lora, source, _load_backbone(which), **facts)
     AdapterStore(store).add(adapter, replace=replace)
     _say_adapter(store, adapter)
 
@@ -382,7 +372,7 @@ def demo(
     """
     from promptcdm.demo import run_demo
 
-    run_demo(out)
+    run_demo(out, on_progress=typer.echo)
 
 
 def _say_table(rows: Sequence[Sequence[str]]) -> None:

@@ -25,10 +25,6 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", help="TOML file of settings; a flag wins over it", metavar="FILE"),
 ]
-License = Annotated[str | None, typer.Option("--license", help="SPDX identifier of the licence")]
-Author = Annotated[str | None, typer.Option("--author", help="who made the pictures")]
-Origin = Annotated[str | None, typer.Option("--origin", help="where they come from")]
-Attribution = Annotated[str | None, typer.Option("--attribution", help="the line that the licence asks for")]
 Replace = Annotated[bool, typer.Option("--replace", help="replace the source's adapter")]
 Mismatch = Annotated[
     bool,
@@ -89,7 +85,7 @@ def _metavar(hint: Any) -> str:
 
 def _shown(default: object) -> str:
     """What the help says of a default; off and empty need no words."""
-    return "" if default is False or default == "" else f" [{default}]"
+    return "" if default in (None, "") or default is False else f" [{default}]"
 
 
 def read_names(allowed: str) -> list[str]:

@@ -82,3 +82,25 @@ class GenerateSettings:
     )
     num_images: int = _setting(1, "pictures a prompt")
     seed: int = _setting(0, "picture n has its own generator, seeded seed + n")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Whose pictures they are. None leaves it to `source.toml`, or to what an imported file says itself."""
+
+    license: str | None = _setting(None, "SPDX identifier of the licence")
+    author: str | None = _setting(None, "who made the pictures")
+    origin: str | None = _setting(None, "where they come from")
+    attribution: str | None = _setting(None, "the line that the licence asks for")
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """How a LoRA of another tool's making is read."""
+
+    trigger: str = _setting("", "text put before the prompts of this source")
+    unconditional: Unconditional = _setting(
+        "adapter", "unconditional branch at inference: backbone, or the adapter itself"
+    )
+    unet_only: bool = _setting(False, "leave out a text-encoder LoRA in the same file")
+    weight_name: str | None = _setting(None, "which of several files of a folder or repository")
