@@ -13,15 +13,10 @@ RELATION_NAMES = tuple(dict.fromkeys(name for _, name in words.RELATION_PHRASES)
 _TOKEN = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*|[.,;:!?()]")
 _IRREGULAR = {
     **{"men": "man", "women": "woman", "children": "child", "people": "person", "mice": "mouse"},
-    **{
-        "geese": "goose",
-        "feet": "foot",
-        "teeth": "tooth",
-        "leaves": "leaf",
-        "knives": "knife",
-        "wolves": "wolf",
-    },
-    **{"buses": "bus", "cactuses": "cactus", "octopuses": "octopus", "shoes": "shoe", "horses": "horse"},
+    **{"geese": "goose", "feet": "foot", "teeth": "tooth", "leaves": "leaf", "knives": "knife"},
+    **{"wolves": "wolf", "scarves": "scarf", "shelves": "shelf", "loaves": "loaf", "elves": "elf"},
+    **{"buses": "bus", "cactuses": "cactus", "octopuses": "octopus", "walruses": "walrus", "axes": "axe"},
+    **{"hippopotamuses": "hippopotamus", "shoes": "shoe", "toes": "toe", "canoes": "canoe", "oboes": "oboe"},
 }
 _PLURALS = {one: many for many, one in _IRREGULAR.items()}
 # Words that end in s and name one thing, or that have no singular.
@@ -92,7 +87,7 @@ class Chunker:
         if place < len(tokens) and _number(tokens[place]) is not None:
             number = _number(tokens[place])
             place += 1
-        while place < len(tokens) and _is_modifier(tokens[place]) and not self._known(tokens, place):
+        while place < len(tokens) and self._modifies(tokens, place):
             modifiers.append(tokens[place])
             place += 1
         length = self._known(tokens, place) or 0
@@ -121,6 +116,13 @@ class Chunker:
             return (tokens[place],)
         longer = " ".join(tokens[place : with_object.stop])
         return (longer,) if goal == place + 1 else (tokens[place], longer)
+
+    def _modifies(self, tokens: Sequence[str], place: int) -> bool:
+        """True of a modifier; what is a noun as well, such as orange, modifies where a noun follows."""
+        return _is_modifier(tokens[place]) and (
+            not self._known(tokens, place)
+            or (self._known(tokens, place) == 1 and bool(self._known(tokens, place + 1)))
+        )
 
     def _known(self, tokens: Sequence[str], place: int) -> int:
         """How many tokens from here name a known noun, in singular or plural; 0 for none."""
@@ -154,12 +156,12 @@ class Chunker:
 
 
 def _at_ends(gap: Sequence[str], after: Sequence[str]) -> str | None:
-    """The relation in "a cat on the left and a dog on the right"."""
+    """The relation in "a cat on the left and a dog on the right", or at the top and at the bottom."""
     ends = {"left": ("right", "left of"), "right": ("left", "right of")}
     ends |= {"top": ("bottom", "above"), "bottom": ("top", "below")}
-    if len(gap) == 4 and (*gap[:2], gap[3]) == ("on", "the", "and") and gap[2] in ends:
+    if len(gap) == 4 and gap[0] in {"on", "at"} and (gap[1], gap[3]) == ("the", "and") and gap[2] in ends:
         other, name = ends[gap[2]]
-        if list(after) == ["on", "the", other]:
+        if list(after) == [gap[0], "the", other]:
             return name
     return None
 
@@ -172,7 +174,7 @@ def singular(word: str) -> str:
         return word
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
-    if word.endswith(("ches", "shes", "xes", "sses", "toes")):
+    if word.endswith(("ches", "shes", "xes", "sses", "oes")):
         return word[:-2]
     return word[:-1]
 
@@ -186,7 +188,7 @@ def plural(noun: str) -> str:
         many = word
     elif word.endswith("y") and word[-2:-1] not in set("aeiou"):
         many = word[:-1] + "ies"
-    elif word.endswith(("ch", "sh", "x", "ss", "z")) or word in {"potato", "tomato"}:
+    elif word.endswith(("ch", "sh", "x", "ss", "z")) or word in {"potato", "tomato", "volcano"}:
         many = word + "es"
     else:
         many = word if word.endswith("s") else word + "s"

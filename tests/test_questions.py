@@ -149,6 +149,13 @@ def test_every_rule_on_one_caption() -> None:
     assert types == {"food", "animal/human", "counting", "color", "spatial"}
 
 
+def test_an_orange_is_a_color_before_a_noun_and_a_fruit_alone() -> None:
+    found = made("an orange kite above an orange", (*NOUNS, "orange"))
+    assert found["what color is the kite?"].answer == "orange"
+    assert found["where is the kite?"].answer == "above the orange"
+    assert "what color is the orange?" not in found
+
+
 def test_object_questions_have_twenty_choices_that_share_no_word_with_the_caption() -> None:
     question = made("a picture of a fire truck", (*NOUNS, "fire", "truck"))["what is in the picture?"]
     assert question.answer == "fire truck"
@@ -183,7 +190,7 @@ def test_a_color_that_could_be_either_things_is_not_asked() -> None:
         ("a cat under a dog", "below"),
         ("a cat is sitting on top of a dog", "on top of"),
         ("a red cat on the left and a dog on the right", "left of"),
-        ("a cat on the bottom and a dog on the top", "below"),
+        ("a cat at the bottom and a dog at the top", "below"),
         ("a cat and a dog", None),
         ("a cat on the left and a dog", None),
     ],
@@ -204,7 +211,9 @@ def test_chunks_of_what_no_list_knows() -> None:
     assert [relation.name for relation in relations] == ["next to"]
 
 
-@pytest.mark.parametrize("noun", ["cat", "cherry", "box", "bus", "leaf", "fire truck", "tomato", "wolf"])
+@pytest.mark.parametrize(
+    "noun", ["cat", "cherry", "box", "bus", "scarf", "volcano", "fire truck", "tomato", "wolf"]
+)
 def test_plural_and_singular_are_inverse(noun: str) -> None:
     *before, last = plural(noun).split()
     assert " ".join([*before, singular(last)]) == noun
