@@ -175,7 +175,7 @@ def _read_source_toml(folder: Path, problems: list[str]) -> dict[str, str]:
         return facts
     try:
         read = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         problems.append(f"{SOURCE_TOML}: cannot be read: {' '.join(str(error).split())[:160]}")
         return facts
     for key, value in read.items():
