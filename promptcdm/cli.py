@@ -121,13 +121,15 @@ def train_adapter(
     if flags["backbone"] is None and "backbone" not in chosen:
         _refuse_large_pictures(opened)
 
-    from promptcdm.progress import training_bar
     from promptcdm.store import AdapterStore
-    from promptcdm.train import train_adapter as train
 
     adapters = AdapterStore(store)
     if opened.name in adapters.sources() and not replace:
         raise BadInput(f"{store / opened.name} exists; --replace trains it again and replaces it")
+
+    from promptcdm.progress import training_bar
+    from promptcdm.train import train_adapter as train
+
     backbone = _load_backbone(which)
     partial = adapters.checkpoint_folder(opened.name)
     try:

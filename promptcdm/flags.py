@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 import typer
 
@@ -38,12 +38,9 @@ def with_flags(*kinds: type) -> Callable[[Command], Command]:
     """Give a command one flag for each field of `kinds`, which it receives together as `**flags`."""
 
     def add(command: Command) -> Command:
-        hints = get_type_hints(command, include_extras=True)
-        own = [
-            parameter.replace(annotation=hints[parameter.name])
-            for parameter in inspect.signature(command).parameters.values()
-            if parameter.kind is not parameter.VAR_KEYWORD
-        ]
+        # Not get_type_hints: on Python 3.10 it wraps what has the default None, and the flag's help is lost.
+        parameters = inspect.signature(command, eval_str=True).parameters.values()
+        own = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
         taken = {parameter.name for parameter in own}
         added = [flag for kind in kinds for flag in _flags(kind) if flag.name not in taken]
         vars(command)["__signature__"] = inspect.Signature([*own, *added])
