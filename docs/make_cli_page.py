@@ -51,7 +51,8 @@ def _table(command: Any) -> str:
 
 def _written(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        return str(parameter.metavar or parameter.name)
+        name = f"{parameter.metavar}..." if parameter.nargs == -1 else str(parameter.metavar)
+        return name if parameter.required else f"[{name}]"
     if parameter.is_flag:
         return " / ".join([*parameter.opts, *parameter.secondary_opts])
     return f"{parameter.opts[0]} {parameter.metavar or 'TEXT'}"

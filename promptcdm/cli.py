@@ -216,7 +216,7 @@ def import_adapter(
 @app.command()
 @with_flags(BackboneSettings, GenerateSettings)
 def generate(
-    prompts: Annotated[list[str], typer.Argument(help="what to draw", metavar="PROMPT...")],
+    prompts: Annotated[list[str], typer.Argument(help="what to draw", metavar="PROMPT")],
     allowed: Annotated[
         str,
         typer.Option(help='sources that may be used, with commas; "" is the bare backbone', metavar="A,B"),
@@ -342,7 +342,7 @@ def forget(
 @app.command()
 def verify(
     name: Annotated[
-        str | None, typer.Argument(help="one source; all where left out", metavar="[NAME]")
+        str | None, typer.Argument(help="one source; all where left out", metavar="NAME")
     ] = None,
     store: Store = Path("adapters"),
 ) -> None:

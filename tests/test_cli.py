@@ -57,7 +57,7 @@ def _refused(result: tuple[int, str, str], words: str, code: int = 2) -> None:
     ("arguments", "words"),
     [
         (["generate", "a bird"], "Missing option '--allowed'; see promptcdm generate --help"),
-        (["generate", "--allowed", "a"], "Missing argument 'PROMPT...'"),
+        (["generate", "--allowed", "a"], "Missing argument 'PROMPT'"),
         (["generate", "a bird", "--allowed", "a,,b"], "--allowed is 'a,,b'; it takes names"),
         (["generate", "a bird", "--allowed", "a", "--strength", "a"], "--strength is 'a'; it takes NAME=NUM"),
         (["generate", "a bird", "--allowed", "a", "--router", "magic"], "--router is 'magic'; it takes unif"),
