@@ -30,6 +30,7 @@ BATCH = 48
 WIDTH = 192  # of the text encoder and of cross-attention
 LEARNING_RATE = 7e-4
 CHECKPOINT_EVERY = 250
+WEIGHTS = {"text_encoder": "model.safetensors", "unet": "diffusion_pytorch_model.safetensors"}
 
 
 def new_text_encoder() -> CLIPTextModel:
@@ -124,9 +125,14 @@ def save_run(
     (run / "unet.json").write_text(json.dumps({"step": step}))
 
 
-def load_run(run: Path, model: nn.ModuleDict, optimizer: torch.optim.AdamW) -> tuple[int, dict[str, Tensor]]:
-    """Step and EMA weights of the last checkpoint; the model and optimizer are filled."""
+def load_run(
+    run: Path, model: nn.ModuleDict, optimizer: torch.optim.AdamW, start: Path | None
+) -> tuple[int, dict[str, Tensor]]:
+    """Step and EMA weights of the last checkpoint, or of a fresh run (from `start`, if given); the model is filled."""
     if not (run / "unet.json").exists():
+        for name, module in model.items() if start else ():
+            weights = load_file(start / name / WEIGHTS[name])
+            module.load_state_dict({n: t.float() for n, t in weights.items()})
         return 0, {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tensors = load_file(run / "unet.safetensors")
     part = {
@@ -151,7 +157,7 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
-    step, ema = load_run(args.run, model, optimizer)
+    step, ema = load_run(args.run, model, optimizer, args.start)
     alphas_cumprod = new_scheduler().alphas_cumprod
     started, mean_loss, first = time.time(), None, step
     while step < args.steps:
@@ -197,6 +203,7 @@ def main() -> None:
     parser.add_argument(
         "--run", type=Path, required=True, help="holds vae.safetensors, the tokenizer and checkpoints"
     )
+    parser.add_argument("--start", type=Path, help="a nano folder whose weights a fresh run starts from")
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument(
         "--cooldown", type=int, default=0, help="last steps over which the learning rate falls to zero"
