@@ -341,9 +341,7 @@ def forget(
 
 @app.command()
 def verify(
-    name: Annotated[
-        str | None, typer.Argument(help="one source; all where left out", metavar="NAME")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="one source; all where left out", metavar="NAME")] = None,
     store: Store = Path("adapters"),
 ) -> None:
     """Check every file against its digests."""
