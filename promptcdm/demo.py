@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,9 @@ from promptcdm.tensorfile import write_bytes, write_json
 from promptcdm.tifa import ALL
 from promptcdm.timeline import weight_timeline
 from promptcdm.train import train_adapter
+
+if sys.platform != "win32":
+    import resource
 
 Say = Callable[[str], None]
 
@@ -308,6 +312,16 @@ def _machine() -> tuple[tuple[str, str], ...]:
         ("processor cores", str(os.cpu_count())),
         ("architecture", platform.machine()),
         ("system", system),
+        *_peak_memory(),
         ("Python", platform.python_version()),
         *((name, version(name)) for name in ("torch", "diffusers", "transformers", "peft")),
     )
+
+
+def _peak_memory() -> list[tuple[str, str]]:
+    """The most memory that this process held, where the system tells."""
+    if sys.platform == "win32":
+        return []
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return [("peak memory", f"{peak / 1e9:.1f} GB")]
