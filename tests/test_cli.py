@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -275,6 +276,37 @@ def test_train_then_generate(trained: Run, tmp_path: Path, tiny_sd1: Path) -> No
     assert (tmp_path / "bare" / "0000.png").read_bytes() != (tmp_path / "out" / "0000.png").read_bytes()
     _refused_at_last(trained(*draw, "--allowed", "greens", "--out", "none"), "no source 'greens'")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_lora_of_another_tool_is_imported(trained: Run, tmp_path: Path, tiny_sd1: Path) -> None:
+    theirs = tmp_path / "adapters" / "reds" / "reds.safetensors"  # kohya's keys
+    command = ("import-adapter", theirs, "--backbone", tiny_sd1, "--source")
+    code, out, err = trained(*command, "theirs", "--license", "MIT", "--unconditional", "backbone")
+    assert code == 0, err
+    assert out.startswith("adapters/theirs: lora, 0 pictures, MIT, sha256 ")
+    _refused_at_last(trained(*command, "theirs"), "theirs exists; --replace")
+    draw = ("generate", "a square", "--backbone", tiny_sd1, *DRAW)
+    _refused_at_last(trained(*draw, "--allowed", "theirs"), "theirs does not have")
+    assert trained(*draw, "--allowed", "theirs", "--router", "uniform", "--out", "imported")[0] == 0
+    assert trained(*draw, "--allowed", "reds", "--router", "uniform", "--out", "own")[0] == 0
+    assert trained(*draw, "--allowed", "", "--out", "bare")[0] == 0
+    pictures = {name: (tmp_path / name / "0000.png").read_bytes() for name in ("imported", "own", "bare")}
+    assert _pixels(pictures["imported"]) == _pixels(pictures["own"]) != _pixels(pictures["bare"])
+
+
+def test_strength_metadata_and_figure(trained: Run, tmp_path: Path, tiny_sd1: Path) -> None:
+    draw = ("generate", "a square", "--backbone", tiny_sd1, *DRAW, "--allowed", "reds")
+    assert trained(*draw, "--out", "whole", "--weights-figure")[0] == 0
+    assert (tmp_path / "whole" / "weights.png").read_bytes().startswith(b"\x89PNG")
+    assert trained(*draw, "--out", "none", "--strength", "reds=0", "--no-metadata")[0] == 0
+    assert trained(*draw[:-1], "", "--out", "bare")[0] == 0
+    pictures = {name: (tmp_path / name / "0000.png").read_bytes() for name in ("whole", "none", "bare")}
+    assert b"parameters" in pictures["whole"] and b"parameters" not in pictures["none"]
+    assert _pixels(pictures["none"]) == _pixels(pictures["bare"]) != _pixels(pictures["whole"])
+
+
+def _pixels(png: bytes) -> bytes:
+    return Image.open(io.BytesIO(png)).tobytes()
 
 
 def test_the_command_makes_what_python_makes(trained: Run, tmp_path: Path, tiny_sd1: Path) -> None:

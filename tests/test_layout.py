@@ -15,6 +15,11 @@ from pathlib import Path
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "promptcdm"
 
@@ -58,6 +63,7 @@ MAY_IMPORT_LATE = {"cli"}  # `promptcdm --help` must not wait for torch
 LINES, FUNCTION_LINES = 400, 60
 HELP_SECONDS = 0.3
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 TREES = {name: ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8")) for name in MODULES}
 each_module = pytest.mark.parametrize("name", MODULES)
@@ -183,6 +189,29 @@ def test_nothing_is_left_undone() -> None:
     marks = re.compile(r"\b(TO" r"DO|FIX" r"ME|X" r"XX)\b")
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "eval").rglob("*.py")]:
         assert not marks.search(path.read_text(encoding="utf-8")), path
+
+
+def test_the_wheel_holds_what_shipped_looks_for() -> None:
+    from promptcdm.shipped import _IN_CHECKOUT
+
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["sources"] == {path: f"promptcdm/shipped/{name}" for name, path in _IN_CHECKOUT.items()}
+    assert wheel["only-include"] == ["promptcdm", *wheel["sources"]]
+
+
+def test_every_dependency_is_pinned_and_every_import_is_one() -> None:
+    def names(lines: list[str]) -> set[str]:
+        found = (re.match(r"[A-Za-z0-9_.-]+", line) for line in lines)
+        return {match[0].lower().replace("-", "_") for match in found if match}
+
+    project = PROJECT["project"]
+    wanted = names(project["dependencies"])
+    pinned = names((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
+    assert wanted | names(project["optional-dependencies"]["dev"]) <= pinned
+    used = {dotted.split(".")[0] for tree in TREES.values() for dotted in imported(tree)}
+    packages = {"PIL": "pillow", "open_clip": "open_clip_torch"}
+    libraries = {packages.get(name, name) for name in used - set(sys.stdlib_module_names) - {"promptcdm"}}
+    assert libraries <= wanted | {"tomllib"}
 
 
 def test_public_names_exist_and_are_listed_once() -> None:
