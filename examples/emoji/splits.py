@@ -22,7 +22,7 @@ KIND_WORDS = frozenset(
     {"person", "man", "woman", "boy", "girl", "child", "label", "link", "seat", "wing", "star", "ring"}
 )
 # What the icon sets' own names call the things of a subgroup, where no label of it is that word.
-KIN = {"phone": "phone", "time": "clock", "mail": "letter"}
+KIN = {"phone": ("phone", "call"), "time": ("clock",), "mail": ("letter",), "music": ("headset",)}
 TEST_SHARE = 0.06
 HELD_OUT_SHARE = 0.12
 
@@ -50,7 +50,7 @@ def _withheld_with(concepts: Iterable[Concept], subgroups: Collection[str]) -> s
     chosen = {c.id for c in concepts if c.subgroup in subgroups}
     names = {words(c.label) for c in concepts if c.id in chosen}
     names -= {(w,) for w in KIND_WORDS}
-    kin = names | {words(KIN[g]) for g in subgroups if g in KIN}
+    kin = names | {words(name) for g in subgroups for name in KIN.get(g, ())}
     return chosen | {c.id for c in concepts if shows(c.label, kin if c.group == "own" else names)}
 
 
