@@ -224,6 +224,27 @@ def test_names_of_the_original_sdxl_code() -> None:
         assert any(k.startswith(f"unet.{expected}.lora") for k in theirs), (joined, name, theirs)
 
 
+def test_names_of_the_original_sd1_code() -> None:
+    """There the deepest blocks have no attention, and the upsampler its place."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, cross_attention_dim=8)
+    facts = {
+        "output_blocks_2_1_conv": "up_blocks.0.upsamplers.0.conv",
+        "output_blocks_5_2_conv": "up_blocks.1.upsamplers.0.conv",
+        "output_blocks_3_1_proj_in": "up_blocks.1.attentions.0.proj_in",
+        "input_blocks_9_0_op": "down_blocks.2.downsamplers.0.conv",
+        "input_blocks_11_0_in_layers_2": "down_blocks.3.resnets.1.conv1",
+        "middle_block_1_proj_out": "mid_block.attentions.0.proj_out",
+        "time_embed_2": "time_embedding.linear_2",
+        "out_2": "conv_out",
+    }
+    kinds = (nn.Linear, nn.Conv2d)
+    modules = [name for name, module in unet.named_modules() if isinstance(module, kinds)]
+    assert facts.items() <= kohya_names(modules).items()
+
+
 def test_a_lora_with_the_original_names_is_read(tmp_path: Path) -> None:
     unet = _sdxl_like()
     kinds = (nn.Linear, nn.Conv2d)
