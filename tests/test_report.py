@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,6 +26,7 @@ from promptcdm.errors import BadInput
 from promptcdm.report import render_report, write_report
 from promptcdm.timeline import source_colour
 
+ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("flat", "round", "lines")
 PROMPTS = ("a fox", 'a "<script>alert(1)</script>" & cat')
 
@@ -182,3 +184,14 @@ def test_the_result_is_read_as_it_was_written(result: DemoResult, tmp_path: Path
 def test_a_folder_without_a_demo_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"demo\.json: no such file; run `promptcdm demo"):
         load_result(tmp_path)
+
+
+def test_the_readme_picture_is_drawn_from_a_demo(result: DemoResult, tmp_path: Path) -> None:
+    draw = runpy.run_path(str(ROOT / "docs" / "picture.py"))["main"]
+    assert draw(["--demo", str(tmp_path), "--out", str(tmp_path / "a.png")]) == 2  # no demo.json yet
+    result.save(tmp_path)
+    for name in ("a.png", "b.png"):
+        assert draw(["--demo", str(tmp_path), "--out", str(tmp_path / name)]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width == 2000
