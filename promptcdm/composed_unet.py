@@ -79,27 +79,32 @@ class ComposedUNet(nn.Module):
                     scaled = _scaled(adapter, (strength or {}).get(adapter.source, 1.0))
                     lora.insert(backbone.unet, name, scaled)
 
-    # What stock pipelines read of a UNet.
     @property
     def config(self) -> Any:
+        """The UNet's configuration, which stock pipelines read."""
         return self.backbone.unet.config
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the UNet computes in."""
         return self.backbone.dtype
 
     @property
     def device(self) -> torch.device:
+        """Where the UNet is."""
         return self.backbone.device
 
     @property
     def add_embedding(self) -> Any:
+        """SDXL's embedding of sizes and pooled text, whose width its pipeline checks."""
         return self.backbone.unet.add_embedding
 
     def set_attention_slice(self, slice_size: str | int | list[int]) -> None:
+        """Pass `pipe.enable_attention_slicing()` on to the UNet."""
         self.backbone.unet.set_attention_slice(slice_size)
 
     def load_lora_adapter(self, *args: object, **kwargs: object) -> None:
+        """Refuse: a LoRA loaded through the pipeline would act in every source's prediction."""
         raise BadInput(
             "a composed UNet takes no further LoRA; add it to the store with import-adapter and allow it"
         )
