@@ -9,7 +9,7 @@ A router is a pure function `(x_t, alpha_bar) -> w`. The allowed set is chosen b
     uniform    1 / N                                                  a fixed mixture
     prior      share of pictures                                      p(i)
     prompt     caption prototypes against the prompt                  pi_i(c)
-    posterior  pi_i(c) N(x_t; mean_i, var_i)^(1 / temperature)        p(i | x_t, c) for diagonal Gaussian sources
+    posterior  pi_i(c) N(x_t; mean_i, var_i)^(1 / T)                  p(i | x_t, c) for diagonal Gaussian sources
 
 Every one is an approximation of p(i | x_t, c): `posterior` knows p_i(x_t), not p_i(x_t | c), and a diagonal Gaussian is
 not a source of pictures. The temperature tempers the likelihood alone; other than 1 it is not the mixture.
@@ -28,8 +28,8 @@ Router = Callable[[Tensor, Tensor], Tensor]
 
 # Fitted on topics of the backbone's own pictures taken as pseudo-sources (docs/method.md), then frozen: a value tuned
 # on the sources would outlive forgetting them.
-PROMPT_TEMPERATURE = 0.05
-POSTERIOR_TEMPERATURE = 16.0
+PROMPT_TEMPERATURE = 0.02
+POSTERIOR_TEMPERATURE = 128.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def prompt_prior(prompt: Tensor, prototypes: list[Tensor], temperature: float = 
 def posterior_router(
     statistics: SourceStatistics, prior: Tensor, temperature: float = POSTERIOR_TEMPERATURE
 ) -> Router:
-    """w ∝ pi_i p_i(x_t)^(1 / temperature) with p_i(x_t) = N(sqrt(a) mean_i, a var_i + (1 - a) / p).
+    """w ∝ pi_i p_i(x_t)^(1 / T) with p_i(x_t) = N(sqrt(a) mean_i, a var_i + (1 - a) / p).
+
+    a is alpha_bar, and T = 1 + (temperature - 1) a: `temperature` without noise, 1 in pure noise.
 
     The comparison is made on the statistics' grid: averaging p = (H / G)(W / G) latents divides the noise variance by
     p, so sources measured at one resolution serve every other. Equals `prior` as alpha_bar goes to 0.
@@ -80,6 +82,8 @@ def posterior_router(
         a = alpha_bar.float().reshape(-1, 1, 1, 1, 1)
         spread = a * var + (1 - a) / max(cells, 1.0)  # (B, N, C, G, G)
         log_density = -0.5 * ((pooled - a.sqrt() * mean).square() / spread + spread.log()).sum((2, 3, 4))
-        return (prior.log() + log_density / temperature).softmax(1)
+        # Clean latents are far from independent, so their density is much too sure; noise makes them independent.
+        tempered = log_density / (1 + (temperature - 1) * alpha_bar.float()[:, None])
+        return (prior.log() + tempered).softmax(1)
 
     return router

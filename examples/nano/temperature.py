@@ -26,7 +26,7 @@ from promptcdm.statistics import caption_prototypes, latent_statistics
 TABLE = Path(__file__).resolve().parent.parent / "emoji" / "concepts.csv"
 ALPHA_BAR = (0.95, 0.7, 0.4, 0.15, 0.03)
 PROMPT = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-POSTERIOR = (1.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+POSTERIOR = (1.0, 16.0, 32.0, 64.0, 96.0, 128.0, 192.0, 256.0)
 
 
 def pictures_by_topic(folder: Path) -> dict[str, list[tuple[Path, str]]]:
