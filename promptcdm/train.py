@@ -260,9 +260,12 @@ def _loss(
         predicted = backbone.unet(sample, t.to(device), embeds, added_cond_kwargs=added, return_dict=False)[0]
     difference: Tensor = predicted.float().cpu() - target
     error = difference.square().mean((1, 2, 3))
+    # Both predictions weigh the error of x_0: eps by SNR, v by SNR + 1. Beyond min_snr that is held, so that the many
+    # nearly clean steps do not drown the noisy ones, where the caption decides what is drawn.
     snr = (abar / (1 - abar)).flatten()
-    clipped = snr.clamp(max=settings.min_snr) if settings.min_snr > 0 else snr
-    return (error * clipped / (snr if epsilon else snr + 1)).mean()
+    weight_of_x_0 = snr if epsilon else snr + 1
+    held = weight_of_x_0.clamp(max=settings.min_snr) if settings.min_snr > 0 else weight_of_x_0
+    return (error * held / weight_of_x_0).mean()
 
 
 def _conditioning(
