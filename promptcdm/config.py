@@ -35,7 +35,7 @@ def read_config(path: Path, kinds: Sequence[type]) -> dict[str, Any]:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"config {path}: {error.strerror}; give a TOML file of settings") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadInput(f"config {path}: not TOML: {error}") from error
     hints = {name: hint for kind in kinds for name, hint in setting_types(kind).items()}
     for key, value in content.items():
