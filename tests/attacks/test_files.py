@@ -390,7 +390,7 @@ def test_source_toml_runs_nothing_and_hides_nothing(folder: Path) -> None:
     (folder / "source.toml").write_text('license = "MIT"\nlicense = "CC0"\n')
     _refused(folder, "source.toml: cannot be read")
     (folder / "source.toml").write_text("a = " + "[" * 50_000)
-    _refused(folder, "source.toml: cannot be read: maximum recursion depth")
+    _refused(folder, "source.toml: cannot be read")
 
 
 def test_a_pickle_is_not_a_picture(folder: Path) -> None:
