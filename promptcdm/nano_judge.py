@@ -1,20 +1,28 @@
 """`nano-judge`: a small open_clip model that answers multiple-choice questions by likelihood.
 
-    P(choice | image, question) = softmax over choices of  s <f(image), g(statement(question, choice))>   (1)
+    P(choice | image, question) = softmax over the choices of  s S(image, statement(question, choice))    (1)
 
-f and g are the towers of an `open_clip.model.CLIP` with its own vocabulary of words, s its learned scale. A
-folder holds `config.json` (the towers' settings and the vocabulary) and `model.safetensors` (fp16).
+    "red cat"        S = max over regions r of <f_r, g("red cat")>        it is somewhere
+    "not red cat"    S = min over regions r of <f_r, g("not red cat")>    it is nowhere
+    "three cat"      S = <f_whole, g("three cat")>                        numbers are read from the whole
+    "cat left dog"   S = (<f_left, g("cat")> + <f_right, g("dog")>) / 2   positions from two halves
+    "not cat left dog"   max(<f_left, g("not cat")>, <f_right, g("not dog")>)
+
+f and g are the towers of an `open_clip.model.CLIP` with its own vocabulary of words, s its learned scale. f_r
+is the image tower with its last layer, the attention pool, over a region only: the whole picture, a half or a
+quarter. A folder holds `config.json` (the towers' settings, the vocabulary) and `model.safetensors` (fp16).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from PIL import Image
 from torch import Tensor
@@ -22,11 +30,27 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from promptcdm.answer import Answer, Asked, most_likely
 from promptcdm.errors import BadInput
+from promptcdm.question_words import NUMBERS
 from promptcdm.statements import statement
 from promptcdm.tensorfile import read_tensors, write_json, write_tensors
 
 _PAD, _UNKNOWN = 0, 1
 _IMAGES_AT_ONCE = 64
+# Regions by number: 0 the whole, 1 and 2 its left and right, 3 and 6 its upper and lower half, then the quarters.
+_HALVES = {"left": (1, 2), "right": (2, 1), "above": (3, 6), "below": (6, 3)}
+_NUMBER_WORDS = set(NUMBERS)
+
+Way = Literal["anywhere", "whole", "halves"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is compared with a picture to score a statement: two texts, each with its region."""
+
+    way: Way
+    texts: tuple[str, str]  # the same twice, but for halves
+    regions: tuple[int, int]
+    denied: bool  # the statement begins with "not"
 
 
 @dataclass(frozen=True)
@@ -103,26 +127,96 @@ class NanoJudge:
         images = {id(image): image for image, _, _ in batch}
         places = {key: place for place, key in enumerate(images)}
         asked = [[statement(question, choice) for choice in choices] for _, question, choices in batch]
-        texts = {text: place for place, text in enumerate(dict.fromkeys(t for row in asked for t in row))}
+        readings = {text: read(text) for row in asked for text in row}
+        columns = {text: column for column, text in enumerate(readings)}
+        texts = texts_of(readings.values())
         with torch.inference_mode():
             pictures = self._encode_images(list(images.values()))
-            said = self._model.encode_text(
-                self._config.vocabulary.encode(list(texts)).to(self._device), normalize=True
-            )
-            scores = self._model.logit_scale.exp() * pictures @ said.T
+            tokens = self._config.vocabulary.encode(texts).to(self._device)
+            said = self._model.encode_text(tokens, normalize=True)
+            scores = score(pictures @ said.T, texts, list(readings.values()))
+            scores = self._model.logit_scale.exp() * scores
         found = []
         for (image, _, _), row in zip(batch, asked, strict=True):
-            own = scores[places[id(image)], [texts[text] for text in row]]
+            own = scores[places[id(image)], [columns[text] for text in row]]
             found.append(tuple(float(p) for p in own.softmax(0)))
         return found
 
     def _encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         pixels = torch.stack([image_tensor(image, self._config.image_size) for image in images])
         parts = [
-            self._model.encode_image(part.to(self._device), normalize=True)
+            encode_regions(self._model, part.to(self._device))
             for part in torch.split(pixels, _IMAGES_AT_ONCE)
         ]
         return torch.cat(parts)
+
+
+def encode_regions(model: CLIP, images: Tensor) -> Tensor:
+    """Unit embeddings (B, R, D) of the whole picture, its halves and its quarters; the first is `encode_image`'s."""
+    visual = model.visual
+    grid = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
+    pool = visual.attnpool
+    tokens = grid.flatten(2).transpose(1, 2)  # (B, places, width)
+    inside = _regions(grid.shape[-1]).to(tokens)  # (R, places), 1 inside
+    means = inside / inside.sum(1, keepdim=True) @ tokens + pool.positional_embedding[0].to(tokens)
+    tokens = tokens + pool.positional_embedding[1:].to(tokens)
+    heads = pool.num_heads
+    query = _by_head(pool.q_proj(means), heads)  # (B, heads, R, width / heads)
+    own = (query * _by_head(pool.k_proj(means), heads)).sum(-1, keepdim=True)
+    others = query @ _by_head(pool.k_proj(tokens), heads).transpose(-1, -2)
+    others = others.masked_fill(inside == 0, -torch.inf)
+    weights = (torch.cat([own, others], -1) * query.shape[-1] ** -0.5).float().softmax(-1).to(tokens)
+    seen = weights[..., :1] * _by_head(pool.v_proj(means), heads)
+    seen = seen + weights[..., 1:] @ _by_head(pool.v_proj(tokens), heads)
+    return F.normalize(pool.c_proj(seen.transpose(1, 2).flatten(2)).float(), dim=-1)
+
+
+def read(statement: str) -> Reading:
+    """How a statement is read: "cat left dog" from two halves, "three cat" from the whole, "cat" from anywhere."""
+    denied = statement.startswith("not ")
+    words = statement.split()[1:] if denied else statement.split()
+    for place, word in enumerate(words):
+        if word in _HALVES and 0 < place < len(words) - 1:
+            prefix = "not " if denied else ""
+            things = " ".join(words[:place]), " ".join(words[place + 1 :])
+            return Reading("halves", (prefix + things[0], prefix + things[1]), _HALVES[word], denied)
+    way: Way = "whole" if _NUMBER_WORDS & set(words) else "anywhere"
+    return Reading(way, (statement, statement), (0, 0), denied)
+
+
+def texts_of(readings: Iterable[Reading]) -> list[str]:
+    """The texts that the readings compare with pictures, each once."""
+    return list(dict.fromkeys(text for reading in readings for text in reading.texts))
+
+
+def score(similar: Tensor, texts: Sequence[str], readings: Sequence[Reading]) -> Tensor:
+    """S of equation (1): similarities (B, R, texts) and readings to (B, readings)."""
+    places = {text: place for place, text in enumerate(texts)}
+    # A grid of one place has one region only, the whole.
+    last = similar.shape[1] - 1
+    first, second = (
+        similar[:, [min(r.regions[n], last) for r in readings], [places[r.texts[n]] for r in readings]]
+        for n in range(2)
+    )
+    columns = [places[reading.texts[0]] for reading in readings]
+    anywhere = torch.tensor([reading.way == "anywhere" for reading in readings], device=similar.device)
+    denied = torch.tensor([reading.denied for reading in readings], device=similar.device)
+    somewhere, nowhere = similar.amax(1)[:, columns], similar.amin(1)[:, columns]
+    given = torch.where(anywhere, somewhere, (first + second) / 2)
+    return torch.where(denied, torch.where(anywhere, nowhere, torch.maximum(first, second)), given)
+
+
+def _regions(side: int) -> Tensor:
+    """(R, side * side): which places of the grid belong to the whole, the halves, the quarters."""
+    whole, low = torch.ones(side), torch.zeros(side)
+    low[: side // 2] = 1
+    spans = [whole, low, 1 - low] if side % 2 == 0 else [whole]
+    return torch.stack([torch.outer(rows, columns).flatten() for rows in spans for columns in spans])
+
+
+def _by_head(rows: Tensor, heads: int) -> Tensor:
+    """(B, n, width) to (B, heads, n, width / heads)."""
+    return rows.reshape(*rows.shape[:2], heads, -1).transpose(1, 2)
 
 
 def image_tensor(image: Image.Image, size: int) -> Tensor:

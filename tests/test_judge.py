@@ -13,7 +13,17 @@ from promptcdm.answer import Answer, Asked, match_choice, most_likely
 from promptcdm.errors import AdapterMismatch, BadInput
 from promptcdm.hf_judge import load_hf
 from promptcdm.judge import load_judge, torch_device
-from promptcdm.nano_judge import NanoConfig, NanoJudge, Vocabulary, image_tensor, load_nano, save_nano
+from promptcdm.nano_judge import (
+    NanoConfig,
+    NanoJudge,
+    Vocabulary,
+    encode_regions,
+    image_tensor,
+    load_nano,
+    read,
+    save_nano,
+    score,
+)
 from promptcdm.question_words import word_set
 from promptcdm.statements import plain, statement
 
@@ -131,6 +141,7 @@ def test_nano_judge_answers_by_softmax_over_statements() -> None:
     with torch.inference_mode():
         seen = model.encode_image(image_tensor(image, 32)[None], normalize=True)
         said = model.encode_text(config.vocabulary.encode(["cat", "red dog"]), normalize=True)
+        # A picture of 32 px has one place on the grid, and so one region.
         expected = (model.logit_scale.exp() * seen @ said.T).softmax(-1)[0]
     assert probabilities == pytest.approx(expected.tolist(), abs=1e-5)
     assert judge.answer(image, "what is in the picture?", ["cat", "red dog"]).probabilities == probabilities
@@ -334,3 +345,58 @@ def test_hugging_face_folders_that_are_no_judges(tmp_path: Path) -> None:
 def test_a_judge_is_given_nothing_but_picture_question_and_choices() -> None:
     """What a judge gets is a tuple of three: no answer, caption, id or prompt can reach it."""
     assert Asked._fields == ("image", "question", "choices")
+
+
+def test_the_whole_region_is_open_clips_own_embedding() -> None:
+    """Of nine regions the first is the whole; a quarter does not depend on the pooling of the others."""
+    vision = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "image_size": 64}
+    vocabulary = Vocabulary(("cat",), 4)
+    torch.manual_seed(0)
+    model = NanoConfig(8, vision, {"width": 16, "heads": 2, "layers": 1}, vocabulary).build().eval()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        regions = encode_regions(model, images)
+        whole = model.encode_image(images, normalize=True)
+    assert regions.shape == (3, 9, 8)
+    assert torch.allclose(regions[:, 0], whole, atol=1e-5)
+    assert (regions[:, 0] - regions[:, 4]).abs().max() > 1e-3
+    assert torch.allclose(regions.norm(dim=-1), torch.ones(3, 9), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("said", "way", "texts"),
+    [
+        ("red cat", "anywhere", ("red cat", "red cat")),
+        ("not red cat", "anywhere", ("not red cat", "not red cat")),
+        ("three cat", "whole", ("three cat", "three cat")),
+        ("hot dog left red cat", "halves", ("hot dog", "red cat")),
+        ("not dog above cat", "halves", ("not dog", "not cat")),
+        ("left arrow", "anywhere", ("left arrow", "left arrow")),
+        ("hand pointing left", "anywhere", ("hand pointing left", "hand pointing left")),
+    ],
+)
+def test_how_a_statement_is_read(said: str, way: str, texts: tuple[str, str]) -> None:
+    reading = read(said)
+    assert (reading.way, reading.texts, reading.denied) == (way, texts, said.startswith("not "))
+
+
+def test_scores_of_every_way_of_reading() -> None:
+    """A picture with the cat at its left and the dog at its right, made by hand."""
+    texts = ["cat", "dog", "not cat", "not dog", "two cat"]
+    regions = 9
+    similar = torch.zeros(1, regions, len(texts))
+    for region in range(regions):
+        left, right = region in (0, 1, 3, 4, 6, 7), region in (0, 2, 3, 5, 6, 8)
+        similar[0, region] = torch.tensor([left, right, not left, not right, region == 1]).float()
+
+    def scored(statement: str) -> float:
+        reading = read(statement)
+        return float(score(similar, texts, [reading])[0, 0])
+
+    assert scored("cat") == 1
+    assert scored("not cat") == 0
+    assert scored("two cat") == 0  # the left half alone says so
+    assert (scored("cat left dog"), scored("dog left cat")) == (1, 0)
+    assert (scored("dog right cat"), scored("cat right dog")) == (1, 0)
+    assert scored("cat above dog") == 1  # both are in both of these halves
+    assert (scored("not cat left dog"), scored("not dog left cat")) == (0, 1)

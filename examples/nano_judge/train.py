@@ -25,7 +25,7 @@ from pictures import Pictures, check_held_out, load_pictures, move, scene_nouns,
 from tasks import Asked, ask_scene
 from torch import Tensor
 
-from promptcdm.nano_judge import NanoConfig, Vocabulary, save_nano
+from promptcdm.nano_judge import NanoConfig, Vocabulary, encode_regions, read, save_nano, score, texts_of
 from promptcdm.question_words import NUMBERS, PLAIN_COLORS
 from promptcdm.statements import plain
 from promptcdm.tensorfile import read_tensors, write_json, write_tensors
@@ -33,9 +33,9 @@ from promptcdm.tensorfile import read_tensors, write_json, write_tensors
 from scenes import Sprites, make_scene  # isort: skip
 
 SEED = 17
-EMBED_DIM = 256
+EMBED_DIM = 512
 VISION = {"layers": [1, 2, 2, 1], "width": 32, "head_width": 64, "image_size": 64}
-TEXT = {"width": 128, "heads": 4, "layers": 2, "mlp_ratio": 2.0}
+TEXT = {"width": 192, "heads": 6, "layers": 2, "mlp_ratio": 2.0}
 CONTEXT = 10
 WEIGHTS = {"count": 1.0, "color": 0.5, "position": 1.0, "yes or no": 1.0}
 MORE_WORDS = ("not", "left", "right", "above", "below", "next", "front", "behind", "near", "top")
@@ -59,6 +59,8 @@ class Trainer:
         self.steps, self.batch, self.rate = arguments.steps, arguments.batch, arguments.rate
         self.config = make_config(pictures.labels)
         self.model = self.config.build().to(memory_format=torch.channels_last)
+        # With open_clip's small positions the pool starts as an average and learns left from right late.
+        torch.nn.init.normal_(self.model.visual.attnpool.positional_embedding, std=1.0)
         self.average = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         decayed = [p for _, p in named if p.ndim >= 2]
@@ -122,15 +124,13 @@ class Trainer:
         said = [*labels, *(f"not {labels[index]}" for index in doubted)]
         said += [text for group in asked.groups for text in group.statements]
         place = {text: index for index, text in enumerate(dict.fromkeys(said))}
-        tokens = self.config.vocabulary.encode(list(place))
+        readings = [read(text) for text in place]
+        texts = texts_of(readings)
         with torch.autocast("cpu", torch.bfloat16):
-            pictured = self.model.encode_image(images)
-            worded = self.model.encode_text(tokens)
-        scores = (
-            self.model.logit_scale.exp()
-            * F.normalize(pictured.float(), dim=-1)
-            @ F.normalize(worded.float(), dim=-1).T
-        )
+            pictured = encode_regions(self.model, images)
+            worded = self.model.encode_text(self.config.vocabulary.encode(texts))
+        similar = pictured @ F.normalize(worded.float(), dim=-1).T
+        scores = self.model.logit_scale.exp() * score(similar, texts, readings)
         own, absent = _truth(asked, labels)
         denied = scores[:, [place[f"not {labels[index]}"] for index in doubted]]
         losses = {
