@@ -99,7 +99,7 @@ def move(pixels: Tensor, sided: Tensor, random: torch.Generator) -> Tensor:
     def uniform(low: float, high: float) -> Tensor:
         return torch.empty(count).uniform_(low, high, generator=random)
 
-    scale = uniform(0.45, 1.1)  # of the picture's size
+    scale = uniform(0.6, 1.1)  # of the picture's size
     slack = (1 - scale).clamp_min(0.0) + 0.06
     mirrored = (torch.rand(count, generator=random) < 0.5) & ~sided
     theta = torch.zeros(count, 2, 3)

@@ -2,8 +2,8 @@
 
     python examples/nano_judge/train.py --pictures examples/emoji/out --work work/nano-judge --steps 4000
 
-A step shows half single pictures, half scenes, and takes the sum of
-  objects    each shown label against the batch's labels that a picture does not show, and the reverse (CLIP)
+A step shows single pictures and scenes, and takes the sum of
+  objects    each shown label against all labels that a picture does not show; of the batch also the reverse
   presence   "is there a ...?" for every picture and a sample of the batch's labels
   questions  count, colour, position and their yes/no forms: cross-entropy over the choices (hard negatives)
 """
@@ -37,6 +37,9 @@ EMBED_DIM = 512
 VISION = {"layers": [1, 2, 2, 1], "width": 32, "head_width": 64, "image_size": 64}
 TEXT = {"width": 192, "heads": 6, "layers": 2, "mlp_ratio": 2.0}
 CONTEXT = 10
+SINGLES = 60  # of 100 pictures of a batch
+SCENES = {"pair": 2, "list": 3, "count": 6, "mixed count": 3, "colour": 2, "colour pair": 4}  # shares
+BANK_STEPS = 20
 WEIGHTS = {"count": 1.0, "color": 0.5, "position": 1.0, "yes or no": 1.0}
 MORE_WORDS = ("not", "left", "right", "above", "below", "next", "front", "behind", "near", "top")
 
@@ -71,18 +74,22 @@ class Trainer:
         )  # fmt: skip
         self.ordered = [*decayed, *plain_ones]
         self.step = 0
+        self.bank_labels = sorted(set(pictures.labels))
+        self.bank = torch.empty(0)
+        self.bank_words = self._words(self.bank_labels)
 
     def images(self, rng: random.Random, noise: torch.Generator) -> tuple[Tensor, Asked]:
         """One batch (B, 3, 64, 64) and what is asked about it: a function of the step alone."""
         asked = Asked()
-        half = self.batch // 2
-        chosen = torch.randint(len(self.pictures), (half,), generator=noise)
+        alone = self.batch * SINGLES // 100
+        chosen = torch.randint(len(self.pictures), (alone,), generator=noise)
         singles = move(self.pictures.pixels[chosen], self.pictures.sided[chosen], noise)
         for image, index in enumerate(chosen.tolist()):
             asked.present[image] = (self.pictures.labels[index],)
         drawn = []
-        for image in range(half, self.batch):
-            scene = make_scene(self.sprites, rng.getrandbits(48))
+        for image in range(alone, self.batch):
+            (kind,) = rng.choices(list(SCENES), list(SCENES.values()))
+            scene = make_scene(self.sprites, rng.getrandbits(48), kind)
             drawn.append(
                 torch.frombuffer(bytearray(scene.picture.tobytes()), dtype=torch.uint8).view(64, 64, 3)
             )
@@ -134,7 +141,7 @@ class Trainer:
         own, absent = _truth(asked, labels)
         denied = scores[:, [place[f"not {labels[index]}"] for index in doubted]]
         losses = {
-            "objects": _objects(scores[:, : len(labels)], own, absent),
+            "objects": _objects(scores[:, : len(labels)], own, absent, self._bank_scores(pictured, asked)),
             "presence": _presence(scores[:, doubted] - denied, own[:, doubted], absent[:, doubted]),
         }
         shares: dict[str, float] = {}
@@ -150,6 +157,29 @@ class Trainer:
         best = scores[:, : len(labels)].masked_fill(~(own | absent), -torch.inf).argmax(1)
         shares["objects right"] = own[torch.arange(len(own)), best].float().mean().item()
         return losses, shares
+
+    def _bank_scores(self, pictured: Tensor, asked: Asked) -> Tensor:
+        """(images, labels of all pictures): scores of those that share no word with what the image shows, else -inf.
+
+        The labels' embeddings are those of at most BANK_STEPS steps ago and get no gradient.
+        """
+        if self.step % BANK_STEPS == 0 or not len(self.bank):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                worded = self.model.encode_text(self.config.vocabulary.encode(self.bank_labels))
+            self.bank = F.normalize(worded.float(), dim=-1)
+        shown = self._words([" ".join(asked.present[image]) for image in range(len(pictured))])
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = (pictured @ self.bank.T).float().amax(1)
+        scores = self.model.logit_scale.exp() * scores
+        return scores.masked_fill(shown @ self.bank_words.T > 0, -torch.inf)
+
+    def _words(self, texts: Sequence[str]) -> Tensor:
+        """(texts, words of the vocabulary): 1 where a text has a word."""
+        places = {word: place for place, word in enumerate(self.config.vocabulary.words)}
+        found = torch.zeros(len(texts), len(places))
+        for row, text in enumerate(texts):
+            found[row, [places[word] for word in text.split()]] = 1
+        return found
 
     def save(self, work: Path) -> None:
         """Write the checkpoint (safetensors and JSON) and the averaged model."""
@@ -195,11 +225,11 @@ def _truth(asked: Asked, labels: Sequence[str]) -> tuple[Tensor, Tensor]:
     return own.bool(), (own @ has @ has.T) == 0
 
 
-def _objects(scores: Tensor, own: Tensor, absent: Tensor) -> Tensor:
+def _objects(scores: Tensor, own: Tensor, absent: Tensor, bank: Tensor) -> Tensor:
     """Each shown label against its picture's absent ones, each picture against those without the label."""
     losses = []
-    for axis in (1, 0):
-        others = scores.masked_fill(~absent, -torch.inf).logsumexp(axis, keepdim=True)
+    wrong = scores.masked_fill(~absent, -torch.inf)
+    for others in (torch.cat([wrong, bank], 1).logsumexp(1, keepdim=True), wrong.logsumexp(0, keepdim=True)):
         losses.append(F.softplus(others - scores)[own].mean())
     return (losses[0] + 0.5 * losses[1]) / 1.5
 
@@ -233,7 +263,7 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, required=True, help="checkpoint, log and model")
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=128, help="pictures a step, half of them scenes")
+    parser.add_argument("--batch", type=int, default=128, help="pictures a step")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--save-every", type=int, default=250)
     arguments = parser.parse_args()
