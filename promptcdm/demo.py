@@ -31,7 +31,7 @@ from promptcdm import __version__
 from promptcdm.backbone import Backbone
 from promptcdm.demo_plan import DEVICE, DemoPlan, plan_commands
 from promptcdm.demo_result import DemoResult, Forgotten, Row, Ruler, Score, SourceFacts
-from promptcdm.errors import UnknownSource
+from promptcdm.errors import BadInput, UnknownSource
 from promptcdm.evaluate import TifaReport, evaluate_tifa
 from promptcdm.forget import Receipt, forget
 from promptcdm.generate import Generation, generate
@@ -59,8 +59,8 @@ def run_demo(
 ) -> DemoResult:
     """Run the demo into `out`; `on_progress` gets a line for each thing that is done.
 
-    Raises RunFailed where the installation lacks what ships. The same plan gives the same pictures, adapters
-    and scores.
+    The same plan gives the same adapters, pictures and scores. Raises BadInput for a folder that holds something
+    else, and RunFailed where the installation lacks what ships.
     """
     demo = _Demo(out, plan, on_progress or (lambda line: None))
     demo.start()
@@ -107,7 +107,14 @@ class _Demo:
 
     def start(self) -> None:
         """Load the backbone, draw the first picture, and clear away what an interrupted run left."""
+        first_picture = self.out / "first.png"
         self.out.mkdir(parents=True, exist_ok=True)
+        if (
+            any(self.out.iterdir()) and not first_picture.is_file()
+        ):  # an own store, say: its openmoji would go
+            raise BadInput(
+                f"{self.out} holds other files; give --out a new folder, or one of an earlier demo"
+            )
         with self.timed("first picture, with loading"):
             self.backbone = Backbone.load(self.plan.backbone, device=DEVICE)
             store = AdapterStore(self.plan.adapters or shipped("adapters"))
@@ -123,8 +130,9 @@ class _Demo:
                     settings=settings,
                     on_step=on_step,
                 )
-            first.images[0].save(self.out / "first.png")
-        self.say(f"{self.out / 'first.png'}: {prompt}, from the shipped adapters of {', '.join(allowed)}")
+            first.images[0].save(first_picture)
+        self.say(f"{first_picture}: {prompt}, from the shipped adapters of {', '.join(allowed)}")
+        self.judge = load_judge(self.plan.judge, device=DEVICE)  # a judge that is missing is missed now
         self.store = AdapterStore(self.out / "adapters")
         if self.plan.sources[-1] in self.store.sources():  # the last run stopped before it forgot it
             forget(self.plan.sources[-1], store=self.store)
@@ -267,12 +275,11 @@ class _Demo:
         write_bytes(self.out / "questions.json", questions_json(questions).encode())
         scored, reports = [], []
         with self.timed("scoring"):
-            judge = load_judge(self.plan.judge, device=DEVICE)
             for row in rows:
                 ids = [question.id for question in questions]
                 images = {id: self.out / row.folder / f"{id}.png" for id in dict.fromkeys(ids)}
                 write_json(self.out / row.folder / "map.json", {id: path.name for id, path in images.items()})
-                report = evaluate_tifa(questions, images, judge)
+                report = evaluate_tifa(questions, images, self.judge)
                 report.save(self.out / "tifa" / f"{Path(row.folder).name}.json")
                 reports.append(report)
                 scored.append(replace(row, score=Score(report.average, *report.interval)))

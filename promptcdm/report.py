@@ -79,8 +79,15 @@ def render_report(result: DemoResult, out: Path) -> str:
         bands=[_bands(record) for record in user.records],
         steps=[len(record["weights_by_step"]) for record in user.records],
         total=sum(seconds for _, seconds in result.seconds),
+        clear=_clear(result),
         is_link=_is_link,
     )
+
+
+def _clear(result: DemoResult) -> list[str]:
+    """The rows that score above every blind answer with their whole interval."""
+    best = max(average for _, average in result.ruler.blind)
+    return [row.title for row in result.rows if row.score and row.score.low > best]
 
 
 def cells(result: DemoResult, row: Row, out: Path) -> list[Cell]:

@@ -16,6 +16,7 @@ from promptcdm.cli import main
 from promptcdm.demo import run_demo
 from promptcdm.demo_plan import DemoPlan
 from promptcdm.demo_result import DemoResult, load_result
+from promptcdm.errors import BadInput
 from promptcdm.settings import GenerateSettings, TrainSettings
 from promptcdm.source import Source
 from promptcdm.store import AdapterStore
@@ -139,6 +140,19 @@ def test_a_second_run_uses_the_adapters_of_the_first(tiny_demo: Ran, tmp_path: P
     again = run_demo(tiny_demo.out, plan=tiny_demo.plan, on_progress=lines.append)
     assert sum("trained by an earlier run" in line for line in lines) == 2
     assert replace(again, seconds=(), machine=()) == replace(tiny_demo.result, seconds=(), machine=())
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny_demo: Ran, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(BadInput, match="holds other files; give --out a new folder"):
+        run_demo(tmp_path, plan=tiny_demo.plan)
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_a_judge_that_is_missing_is_missed_before_training(tiny_demo: Ran, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="judge"):
+        run_demo(tmp_path / "demo", plan=replace(tiny_demo.plan, judge="nobody"))
+    assert not (tmp_path / "demo" / "adapters").exists()
 
 
 def test_the_plan_fits_the_shipped_collections() -> None:

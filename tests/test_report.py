@@ -122,6 +122,14 @@ def test_it_shows_the_numbers_of_the_result(result: DemoResult, tmp_path: Path) 
     assert "forgotten: differing bytes 31" in Reader(render_report(changed, tmp_path)).words
 
 
+def test_a_score_that_says_nothing_is_called_that(result: DemoResult, tmp_path: Path) -> None:
+    # Every interval of the fixture begins at 0.313, below the best blind answer, 0.33.
+    assert "No row has its whole interval above" in Reader(render_report(result, tmp_path)).words
+    rows = (*result.rows[:3], replace(result.rows[3], score=Score(0.8, 0.6, 0.9)), result.rows[4])
+    words = Reader(render_report(replace(result, rows=rows), tmp_path)).words
+    assert "above the best blind answer: all ." in words and "No row" not in words
+
+
 def test_every_user_sees_what_is_owed(result: DemoResult, tmp_path: Path) -> None:
     words = Reader(render_report(result, tmp_path)).words
     for n, name in enumerate(SOURCES):
