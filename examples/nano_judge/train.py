@@ -3,7 +3,8 @@
     python examples/nano_judge/train.py --pictures examples/emoji/out --work work/nano-judge --steps 4000
 
 A step shows single pictures and scenes, and takes the sum of
-  objects    each shown label against all labels that a picture does not show; of the batch also the reverse
+  classes    each shown label against all labels that a picture does not show, as points that texts are drawn to
+  objects    the same with the texts of the batch, and each text against the pictures that do not show it (CLIP)
   presence   "is there a ...?" for every picture and a sample of the batch's labels
   questions  count, colour, position and their yes/no forms: cross-entropy over the choices (hard negatives)
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from open_clip.model import CLIP
 from pictures import Pictures, check_held_out, load_pictures, move, scene_nouns, training_folders, weather
 from tasks import Asked, ask_scene
 from torch import Tensor
@@ -39,7 +41,7 @@ TEXT = {"width": 192, "heads": 6, "layers": 2, "mlp_ratio": 2.0}
 CONTEXT = 10
 SINGLES = 60  # of 100 pictures of a batch
 SCENES = {"pair": 2, "list": 3, "count": 6, "mixed count": 3, "colour": 2, "colour pair": 4}  # shares
-BANK_STEPS = 20
+SHORT = 4  # tokens; shorter texts are encoded apart, without the padding
 WEIGHTS = {"count": 1.0, "color": 0.5, "position": 1.0, "yes or no": 1.0}
 MORE_WORDS = ("not", "left", "right", "above", "below", "next", "front", "behind", "near", "top")
 
@@ -68,15 +70,17 @@ class Trainer:
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         decayed = [p for _, p in named if p.ndim >= 2]
         plain_ones = [p for _, p in named if p.ndim < 2]
+        # A point for each label that pictures are drawn to, and texts too: a classifier's weights, not kept.
+        self.labels = sorted({*pictures.labels, *(plain(noun) for noun in scene_nouns())})
+        self.anchors = torch.nn.Parameter(torch.randn(len(self.labels), EMBED_DIM) * EMBED_DIM**-0.5)
+        self.anchor_places = {label: place for place, label in enumerate(self.labels)}
+        self.anchor_words = self._words(self.labels)
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": 0.05}, {"params": plain_ones, "weight_decay": 0.0}],
-            lr=self.rate, betas=(0.9, 0.98),
+            [{"params": decayed, "weight_decay": 0.05}, {"params": [*plain_ones, self.anchors],
+            "weight_decay": 0.0}], lr=self.rate, betas=(0.9, 0.98),
         )  # fmt: skip
-        self.ordered = [*decayed, *plain_ones]
+        self.ordered = [*decayed, *plain_ones, self.anchors]
         self.step = 0
-        self.bank_labels = sorted(set(pictures.labels))
-        self.bank = torch.empty(0)
-        self.bank_words = self._words(self.bank_labels)
 
     def images(self, rng: random.Random, noise: torch.Generator) -> tuple[Tensor, Asked]:
         """One batch (B, 3, 64, 64) and what is asked about it: a function of the step alone."""
@@ -135,13 +139,16 @@ class Trainer:
         texts = texts_of(readings)
         with torch.autocast("cpu", torch.bfloat16):
             pictured = encode_regions(self.model, images)
-            worded = self.model.encode_text(self.config.vocabulary.encode(texts))
-        similar = pictured @ F.normalize(worded.float(), dim=-1).T
+            worded = F.normalize(
+                encode_texts(self.model, self.config.vocabulary.encode(texts)).float(), dim=-1
+            )
+        similar = pictured @ worded.T
         scores = self.model.logit_scale.exp() * score(similar, texts, readings)
         own, absent = _truth(asked, labels)
         denied = scores[:, [place[f"not {labels[index]}"] for index in doubted]]
         losses = {
-            "objects": _objects(scores[:, : len(labels)], own, absent, self._bank_scores(pictured, asked)),
+            "objects": _objects(scores[:, : len(labels)], own, absent),
+            "classes": self._classes(pictured, asked, labels, worded[: len(labels)]),
             "presence": _presence(scores[:, doubted] - denied, own[:, doubted], absent[:, doubted]),
         }
         shares: dict[str, float] = {}
@@ -158,20 +165,32 @@ class Trainer:
         shares["objects right"] = own[torch.arange(len(own)), best].float().mean().item()
         return losses, shares
 
-    def _bank_scores(self, pictured: Tensor, asked: Asked) -> Tensor:
-        """(images, labels of all pictures): scores of those that share no word with what the image shows, else -inf.
+    def _classes(self, pictured: Tensor, asked: Asked, labels: Sequence[str], worded: Tensor) -> Tensor:
+        """Pictures against the anchors of all labels, and the batch's labels against the same anchors.
 
-        The labels' embeddings are those of at most BANK_STEPS steps ago and get no gradient.
+        A label that shares a word with what a picture shows is no wrong answer to it.
         """
-        if self.step % BANK_STEPS == 0 or not len(self.bank):
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                worded = self.model.encode_text(self.config.vocabulary.encode(self.bank_labels))
-            self.bank = F.normalize(worded.float(), dim=-1)
-        shown = self._words([" ".join(asked.present[image]) for image in range(len(pictured))])
+        anchors = F.normalize(self.anchors, dim=-1)
+        scale = self.model.logit_scale.exp()
         with torch.autocast("cpu", torch.bfloat16):
-            scores = (pictured @ self.bank.T).float().amax(1)
-        scores = self.model.logit_scale.exp() * scores
-        return scores.masked_fill(shown @ self.bank_words.T > 0, -torch.inf)
+            similar = pictured @ anchors.T
+        # A picture of one thing is seen whole and by its best region, a scene by the best region of
+        # each thing.
+        anywhere, whole = scale * similar.amax(1).float(), scale * similar[:, 0].float()
+        images, places = [], []
+        for image, shown in asked.present.items():
+            images += [image] * len(shown)
+            places += [self.anchor_places[label] for label in shown]
+        near = self.anchor_words[places] @ self.anchor_words.T > 0
+        near = torch.zeros(len(pictured), len(anchors)).index_add_(0, torch.tensor(images), near.float()) > 0
+        losses = []
+        for scores, kept in ((anywhere, range(len(images))), (whole, range(self.batch * SINGLES // 100))):
+            rows, columns = torch.tensor(images)[list(kept)], torch.tensor(places)[list(kept)]
+            wrong = scores.masked_fill(near, -torch.inf).logsumexp(1)[rows]
+            losses.append(F.softplus(wrong - scores[rows, columns]).mean())
+        own = torch.tensor([self.anchor_places[label] for label in labels])
+        said = F.cross_entropy(scale * worded @ anchors.T, own)
+        return 0.5 * (losses[0] + losses[1]) + 0.3 * said
 
     def _words(self, texts: Sequence[str]) -> Tensor:
         """(texts, words of the vocabulary): 1 where a text has a word."""
@@ -189,6 +208,7 @@ class Trainer:
         for index, parameter in enumerate(self.ordered):
             state = self.optimizer.state[parameter]
             tensors[f"first.{index}"], tensors[f"second.{index}"] = state["exp_avg"], state["exp_avg_sq"]
+        tensors["anchors"] = self.anchors.detach()
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         write_tensors(work / "checkpoint.safetensors", contiguous, {"step": str(self.step)})
         averaged = self.config.build()
@@ -210,6 +230,33 @@ class Trainer:
                 "exp_avg": tensors[f"first.{index}"].clone(),
                 "exp_avg_sq": tensors[f"second.{index}"].clone(),
             }
+        with torch.no_grad():
+            self.anchors.copy_(tensors["anchors"])
+
+    def start(self, folder: Path) -> None:
+        """Begin with the weights of a model folder, and the anchors where its texts are."""
+        tensors, _ = read_tensors(folder / "model.safetensors")
+        self.model.load_state_dict(
+            {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+        )
+        self.average = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        with torch.no_grad():
+            worded = encode_texts(self.model, self.config.vocabulary.encode(self.labels))
+            self.anchors.copy_(F.normalize(worded, dim=-1))
+
+
+def encode_texts(model: CLIP, tokens: Tensor) -> Tensor:
+    """What `model.encode_text` gives, without the cost of padding: the end token sees nothing behind it."""
+    short = (tokens != 0).sum(1) <= SHORT
+    found = torch.zeros(len(tokens), EMBED_DIM)
+    for chosen, length in ((short, SHORT), (~short, CONTEXT)):
+        part = tokens[chosen, :length]
+        if len(part):
+            states = model.token_embedding(part) + model.positional_embedding[:length]
+            states = model.ln_final(model.transformer(states, attn_mask=model.attn_mask[:length, :length]))
+            ends = states[torch.arange(len(part)), part.argmax(1)]
+            found = found.index_put((chosen.nonzero()[:, 0],), (ends @ model.text_projection).float())
+    return found
 
 
 def _truth(asked: Asked, labels: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -225,11 +272,11 @@ def _truth(asked: Asked, labels: Sequence[str]) -> tuple[Tensor, Tensor]:
     return own.bool(), (own @ has @ has.T) == 0
 
 
-def _objects(scores: Tensor, own: Tensor, absent: Tensor, bank: Tensor) -> Tensor:
+def _objects(scores: Tensor, own: Tensor, absent: Tensor) -> Tensor:
     """Each shown label against its picture's absent ones, each picture against those without the label."""
     losses = []
-    wrong = scores.masked_fill(~absent, -torch.inf)
-    for others in (torch.cat([wrong, bank], 1).logsumexp(1, keepdim=True), wrong.logsumexp(0, keepdim=True)):
+    for axis in (1, 0):
+        others = scores.masked_fill(~absent, -torch.inf).logsumexp(axis, keepdim=True)
         losses.append(F.softplus(others - scores)[own].mean())
     return (losses[0] + 0.5 * losses[1]) / 1.5
 
@@ -262,6 +309,7 @@ def main() -> None:
         "--pictures", type=Path, required=True, help="folder that examples/emoji/build.py made"
     )
     parser.add_argument("--work", type=Path, required=True, help="checkpoint, log and model")
+    parser.add_argument("--start", type=Path, help="model folder whose weights a new run begins with")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=128, help="pictures a step")
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
@@ -271,6 +319,8 @@ def main() -> None:
     check_held_out(folders)
     pictures = load_pictures(folders)
     trainer = Trainer(pictures, Sprites.open(*folders), arguments)
+    if arguments.start is not None:
+        trainer.start(arguments.start)
     trainer.resume(arguments.work)
     print(
         f"{len(pictures)} pictures of {len(folders)} folders, {len(set(pictures.labels))} labels, "
