@@ -39,7 +39,8 @@ class Backbone:
     `digest` names the weights whatever dtype they are loaded in; `architecture` decides which adapters fit at all.
     """
 
-    pipe: Any  # StableDiffusionPipeline or StableDiffusionXLPipeline
+    pipe: Any  # StableDiffusionPipeline or StableDiffusionXLPipeline; a caller may set its `unet` to a composed one
+    unet: Any  # the frozen UNet2DConditionModel itself
     name: str
     digest: str
     architecture: str
@@ -82,12 +83,8 @@ class Backbone:
         digest = _digest(modules, identity)
         pipe.to(place, dtype)
         label = "nano" if name == "nano" else Path(name).name
-        return cls(pipe, label, digest, _architecture(pipe.unet.config), schedule.alphas_cumprod)
-
-    @property
-    def unet(self) -> Any:
-        """The frozen UNet2DConditionModel."""
-        return self.pipe.unet
+        architecture = _architecture(pipe.unet.config)
+        return cls(pipe, pipe.unet, label, digest, architecture, schedule.alphas_cumprod)
 
     @property
     def device(self) -> torch.device:

@@ -134,7 +134,8 @@ def _check(
 def _pipeline(backbone: Backbone, composed: ComposedUNet, scheduler: str) -> Any:
     """The backbone's own pipeline class over the same parts, with the composed UNet and a scheduler of its own."""
     kind = type(backbone.pipe.scheduler) if scheduler == "default" else SCHEDULERS[scheduler]
-    parts = backbone.pipe.components | {"scheduler": kind.from_config(backbone.pipe.scheduler.config)}
+    scheduler_of_its_own = kind.from_config(backbone.pipe.scheduler.config)
+    parts = backbone.pipe.components | {"unet": backbone.unet, "scheduler": scheduler_of_its_own}
     if "requires_safety_checker" in backbone.pipe.config:
         parts["requires_safety_checker"] = parts["safety_checker"] is not None
     pipe = type(backbone.pipe)(**parts)

@@ -15,6 +15,7 @@ from PIL import Image
 from promptcdm.adapter import Adapter, Statistics, adapter_digest
 from promptcdm.adapter_record import AdapterRecord, BackboneRecord
 from promptcdm.backbone import Backbone
+from promptcdm.composed_unet import ComposedUNet
 from promptcdm.errors import AdapterMismatch, BadInput, RunFailed, UnknownSource
 from promptcdm.generate import Generation, generate
 from promptcdm.lora import target_modules
@@ -103,6 +104,26 @@ def _stock_picture(pipe: object) -> Image.Image:
     ).images[0]
 
 
+def test_the_backbones_own_pipeline_takes_a_composed_unet(backbone: Backbone, store: AdapterStore) -> None:
+    """The lines of the README, and what they draw is what `generate` draws, before and after."""
+    settings = replace(FAST, router="uniform")
+
+    def ours() -> bytes:
+        names = ["birds", "cars"]
+        made = generate(["a bird"], allowed=names, backbone=backbone, store=store, settings=settings)
+        return made.images[0].tobytes()
+
+    before = ours()
+    pipe = backbone.pipe
+    adapters = [store.load("birds"), store.load("cars")]
+    pipe.unet = composed = ComposedUNet(backbone, adapters, router="uniform", guidance_scale=3.0)
+    generator = torch.Generator().manual_seed(1)
+    picture = pipe(**composed.encode("a bird"), num_inference_steps=3, generator=generator).images[0]
+    assert picture.tobytes() == before
+    composed.close()
+    assert ours() == before
+
+
 def test_no_source_is_the_bare_backbone(backbone: Backbone, store: AdapterStore) -> None:
     ours = generate(["a red square"], allowed=[], backbone=backbone, store=store, settings=FAST)
     assert ours.images[0].tobytes() == _stock_picture(backbone.pipe).tobytes()
@@ -123,8 +144,6 @@ def test_weights_sum_to_one_at_every_step(backbone: Backbone, store: AdapterStor
 def test_equation_1_is_the_weighted_sum_of_the_sources_predictions(
     backbone: Backbone, store: AdapterStore
 ) -> None:
-    from promptcdm.composed_unet import ComposedUNet
-
     adapters = [store.load("birds"), store.load("cars")]
     x_t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 
