@@ -179,9 +179,9 @@ def _load_pipeline(model: str | Path, dtype: torch.dtype, variant: str) -> Any:
                 f"backbone {model} does not exist; accepted: nano, a diffusers folder, a hub id, a .safetensors file"
             )
         return DiffusionPipeline.from_pretrained(str(model), use_safetensors=True, **options)
+    except BadInput:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
         raise BadInput(f"backbone {model} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 

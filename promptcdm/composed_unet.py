@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
@@ -29,8 +29,7 @@ from promptcdm.prompt import PromptEmbeds
 from promptcdm.router import Router
 from promptcdm.settings import RouterName
 
-ROUTERS = ("uniform", "prior", "prompt", "posterior")
-NEEDS_STATISTICS = ROUTERS[1:]
+ROUTERS = get_args(RouterName)
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,15 @@ class ComposedUNet(nn.Module):
         unknown = sorted(set(strength or {}) - {a.source for a in adapters})
         if unknown:
             raise BadInput(f"strength names {unknown[0]}, which is not among the allowed sources")
-        with backbone.lock:
-            for adapter in self.adapters:
-                if (name := self._name(adapter)) is not None:
-                    scaled = _scaled(adapter, (strength or {}).get(adapter.source, 1.0))
-                    lora.insert(backbone.unet, name, scaled)
+        try:
+            with backbone.lock:
+                for adapter in self.adapters:
+                    if (name := self._name(adapter)) is not None:
+                        scaled = _scaled(adapter, (strength or {}).get(adapter.source, 1.0))
+                        lora.insert(backbone.unet, name, scaled)
+        except AdapterMismatch:  # the second does not fit: the first must not stay behind
+            self.close()
+            raise
 
     @property
     def config(self) -> Any:
@@ -231,15 +234,15 @@ class ComposedUNet(nn.Module):
         known = [a.statistics for a in self.adapters if a.statistics is not None]
         if self.router_name == "uniform" or not self.adapters:
             return router.uniform_router(max(1, len(self.adapters)))
-        count = torch.tensor([s.count for s in known], device=self.device)
         if self.router_name == "prior":
+            count = torch.tensor([s.count for s in known], device=self.device)
             return router.prior_router(router.share_prior(count))
         prior = router.prompt_prior(plain.mean, [s.caption_prototypes.to(self.device) for s in known])
         if self.router_name == "prompt":
             return router.prior_router(prior)
         mean = torch.stack([s.latent_mean for s in known]).to(self.device)
         var = torch.stack([s.latent_var for s in known]).to(self.device)
-        return router.posterior_router(router.SourceStatistics(count, mean, var), prior)
+        return router.posterior_router(router.SourceStatistics(mean, var), prior)
 
     def _name(self, adapter: Adapter | None) -> str | None:
         return None if adapter is None or not adapter.lora else f"{adapter.source}_{id(self):x}"
@@ -300,7 +303,7 @@ def _check_router(name: str, adapters: Sequence[Adapter]) -> None:
     if name not in ROUTERS:
         raise BadInput(f"router {name!r} is unknown; accepted: {', '.join(ROUTERS)}")
     without = [a.source for a in adapters if a.statistics is None]
-    if name in NEEDS_STATISTICS and without:
+    if name != "uniform" and without:
         raise BadInput(
             f"router {name} needs statistics, which {', '.join(without)} does not have (imported without pictures); "
             "use --router uniform"

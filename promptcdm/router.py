@@ -34,9 +34,8 @@ POSTERIOR_TEMPERATURE = 128.0
 
 @dataclass(frozen=True)
 class SourceStatistics:
-    """What a router knows of N sources, stacked in the order of `allowed`."""
+    """What `posterior` knows of N sources, stacked in the order of `allowed`."""
 
-    count: Tensor  # (N,) pictures
     latent_mean: Tensor  # (N, C, G, G) of clean latents, pooled to a G x G grid
     latent_var: Tensor  # (N, C, G, G)
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import torch
 from PIL import Image, ImageOps
@@ -28,7 +29,8 @@ from promptcdm.adapter import Adapter, AdapterRecord, BackboneRecord, Statistics
 from promptcdm.backbone import Backbone
 from promptcdm.checkpoint import load_checkpoint, save_checkpoint
 from promptcdm.errors import BadInput, RunFailed
-from promptcdm.settings import TrainSettings
+from promptcdm.prompt import PromptEmbeds
+from promptcdm.settings import Kind, TrainSettings, Unconditional
 from promptcdm.source import Source
 from promptcdm.statistics import caption_prototypes, latent_statistics
 
@@ -72,11 +74,7 @@ def train_adapter(
             weights = lora.read_out(backbone.unet, LORA_NAME)
         finally:
             lora.remove(backbone.unet, LORA_NAME)
-    prompt = {
-        n[len("prompt.") :]: p.detach().float().cpu()
-        for n, p in parameters.items()
-        if n.startswith("prompt.")
-    }
+    prompt = {n: p.detach().float().cpu() for n, p in _soft_prompt(parameters).items()}
     statistics = _statistics(source, backbone, data)
     record = AdapterRecord(
         source=source.name,
@@ -103,12 +101,13 @@ def _check(settings: TrainSettings) -> None:
     for name in ("steps", "batch_size", "rank", "prompt_tokens", "checkpoint_every"):
         if getattr(settings, name) < 1:
             raise BadInput(f"{name} is {getattr(settings, name)}; it takes 1 or more")
-    if settings.kind not in ("lora", "prompt", "lora+prompt"):
-        raise BadInput(f"kind {settings.kind!r} is unknown; accepted: lora, prompt, lora+prompt")
+    if settings.kind not in get_args(Kind):
+        raise BadInput(f"kind {settings.kind!r} is unknown; accepted: {', '.join(get_args(Kind))}")
     if settings.targets not in ("attention", "wide"):
         raise BadInput(f"targets {settings.targets!r} is unknown; accepted: attention, wide")
-    if settings.unconditional not in ("backbone", "adapter"):
-        raise BadInput(f"unconditional {settings.unconditional!r} is unknown; accepted: backbone, adapter")
+    if settings.unconditional not in get_args(Unconditional):
+        accepted = ", ".join(get_args(Unconditional))
+        raise BadInput(f"unconditional {settings.unconditional!r} is unknown; accepted: {accepted}")
     if not 0 < settings.learning_rate < 1:
         raise BadInput(f"learning_rate is {settings.learning_rate}; it takes a number between 0 and 1")
     if not 0 <= settings.caption_dropout < 1:
@@ -129,10 +128,9 @@ def _encode(source: Source, backbone: Backbone, settings: TrainSettings, trigger
             means[view].append(mean)
             stds[view].append(std)
     captions = tuple(f"{trigger} {item.caption}".strip() for item in source.items)
+    unique = sorted(set(captions))
     with torch.no_grad():
-        unique = sorted(set(captions))
-        parts = [backbone.encode_prompts(unique[i : i + 64]) for i in range(0, len(unique), 64)]
-        parts.append(backbone.encode_negative("", 1))
+        parts = [*_encode_captions(unique, backbone), backbone.encode_negative("", 1)]
     place = torch.tensor([*(unique.index(c) for c in captions), len(unique)])
     pooled = (
         torch.cat([p.pooled for p in parts if p.pooled is not None]) if parts[0].pooled is not None else None
@@ -145,6 +143,11 @@ def _encode(source: Source, backbone: Backbone, settings: TrainSettings, trigger
         None if pooled is None else pooled[place.to(backbone.device)],
         None if pooled is None else torch.tensor([side, side, 0, 0, side, side], device=backbone.device),
     )
+
+
+def _encode_captions(captions: list[str], backbone: Backbone) -> list[PromptEmbeds]:
+    """Embeddings of the captions in their order, 64 at a time."""
+    return [backbone.encode_prompts(captions[i : i + 64]) for i in range(0, len(captions), 64)]
 
 
 def _fit(picture: Image.Image, side: int) -> Image.Image:
@@ -183,6 +186,11 @@ def _new_parameters(
             b.data.zero_()
             parameters[f"lora.{name}.lora_A"], parameters[f"lora.{name}.lora_B"] = a, b
     return parameters
+
+
+def _soft_prompt(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The learned tokens by text encoder; {} where only a LoRA is trained."""
+    return {n.removeprefix("prompt."): p for n, p in parameters.items() if n.startswith("prompt.")}
 
 
 def _optimize(
@@ -273,7 +281,7 @@ def _conditioning(
 ) -> tuple[Tensor, dict[str, Tensor] | None]:
     place = torch.where(drop, len(data.captions), items).to(backbone.device)
     embeds, pooled = data.embeds[place], None if data.pooled is None else data.pooled[place]
-    soft = {n[len("prompt.") :]: p for n, p in parameters.items() if n.startswith("prompt.")}
+    soft = _soft_prompt(parameters)
     if soft:
         encoded = backbone.encode_prompts([data.captions[int(i)] for i in items], soft)
         kept = ~drop.to(backbone.device)
@@ -294,9 +302,7 @@ def _conditioning(
 def _statistics(source: Source, backbone: Backbone, data: _Data) -> Statistics:
     """What the router may know of this source, from its own pictures and captions (without the trigger)."""
     captions = sorted({item.caption for item in source.items})
-    means = [
-        backbone.encode_prompts(captions[i : i + 64]).mean.float().cpu() for i in range(0, len(captions), 64)
-    ]
+    means = [part.mean.float().cpu() for part in _encode_captions(captions, backbone)]
     prototypes, share = caption_prototypes(torch.cat(means))
     scale = backbone.pipe.vae.config.scaling_factor
     latent_mean, latent_var = latent_statistics(data.mean[0] * scale, data.std[0] * scale)

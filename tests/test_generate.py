@@ -124,6 +124,16 @@ def test_the_backbones_own_pipeline_takes_a_composed_unet(backbone: Backbone, st
     assert ours() == before
 
 
+def test_a_view_that_cannot_be_made_leaves_nothing_in_the_unet(backbone: Backbone) -> None:
+    modules = dict(backbone.unet.named_modules())
+    good, bad = random_adapter(backbone, "birds", 0), random_adapter(backbone, "cars", 1)
+    key = next(iter(bad.lora))
+    bad.lora[key] = torch.ones(2, 99)
+    with pytest.raises(AdapterMismatch, match="another architecture"):
+        ComposedUNet(backbone, [good, bad], router="uniform")
+    assert dict(backbone.unet.named_modules()) == modules
+
+
 def test_no_source_is_the_bare_backbone(backbone: Backbone, store: AdapterStore) -> None:
     ours = generate(["a red square"], allowed=[], backbone=backbone, store=store, settings=FAST)
     assert ours.images[0].tobytes() == _stock_picture(backbone.pipe).tobytes()

@@ -21,7 +21,6 @@ N, C, G = 3, 4, 8
 def statistics() -> SourceStatistics:
     generator = torch.Generator().manual_seed(0)
     return SourceStatistics(
-        torch.tensor([10, 30, 60]),
         torch.randn(N, C, G, G, generator=generator),
         torch.rand(N, C, G, G, generator=generator) + 0.2,
     )
@@ -61,9 +60,8 @@ def test_posterior_tends_to_the_prior_in_pure_noise(statistics: SourceStatistics
 def test_posterior_on_larger_latents_allows_for_averaged_noise(statistics: SourceStatistics) -> None:
     """Latents drawn at twice the grid: cell means of pure noise have a quarter of its variance."""
     prior = torch.full((N,), 1 / N)
-    flat = SourceStatistics(statistics.count, torch.zeros(N, C, G, G), torch.full((N, C, G, G), 1e-6))
     wide = SourceStatistics(
-        flat.count, flat.latent_mean, torch.stack([torch.full((C, G, G), v) for v in (1e-6, 4.0, 9.0)])
+        torch.zeros(N, C, G, G), torch.stack([torch.full((C, G, G), v) for v in (1e-6, 4.0, 9.0)])
     )
     noise = torch.randn(16, C, 2 * G, 2 * G, generator=torch.Generator().manual_seed(3))
     w = posterior_router(wide, prior, 1.0)(noise * 0.5**0.5, torch.full((16,), 0.5))

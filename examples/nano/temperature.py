@@ -55,14 +55,13 @@ def main() -> None:
     args = parser.parse_args()
     backbone = Backbone.load(args.backbone, device="cpu")
     scale = backbone.pipe.vae.config.scaling_factor
-    counts, means, variances, prototypes = [], [], [], []
+    means, variances, prototypes = [], [], []
     held_x, held_c, truth = [], [], []
     for number, (topic, items) in enumerate(pictures_by_topic(args.pictures).items()):
         mean, std = backbone.encode_images([Image.open(file).convert("RGB") for file, _ in items])
         text = torch.cat([backbone.encode_prompts([caption]).mean.float() for _, caption in items])
         own, held = slice(0, None, 2), slice(1, None, 2)
         latent_mean, latent_var = latent_statistics(mean[own] * scale, std[own] * scale)
-        counts.append(len(items))
         means.append(latent_mean)
         variances.append(latent_var)
         prototypes.append(caption_prototypes(text[own])[0])
@@ -71,15 +70,15 @@ def main() -> None:
         truth.append(torch.full((len(held_x[-1]),), number))
         print(f"{topic}: {len(items)} pictures")
     x_0, captions, source = torch.cat(held_x), torch.cat(held_c), torch.cat(truth)
-    statistics = SourceStatistics(torch.tensor(counts), torch.stack(means), torch.stack(variances))
-    print(f"uniform: {log_loss(torch.full((len(x_0), len(counts)), 1 / len(counts)), source):.3f}")
+    statistics = SourceStatistics(torch.stack(means), torch.stack(variances))
+    print(f"uniform: {log_loss(torch.full((len(x_0), len(means)), 1 / len(means)), source):.3f}")
     for temperature in PROMPT:
         print(
             f"prompt T={temperature}: {log_loss(prompt_prior(captions, prototypes, temperature), source):.3f}"
         )
     best = min(PROMPT, key=lambda t: log_loss(prompt_prior(captions, prototypes, t), source))
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
-    flat = torch.full((len(counts),), 1 / len(counts))
+    flat = torch.full((len(means),), 1 / len(means))
     for name, prior in (("uniform", flat), ("prompt", prompt_prior(captions, prototypes, best))):
         print(f"posterior over the {name} prior, columns alpha_bar {ALPHA_BAR} and their mean")
         for temperature in POSTERIOR:
