@@ -248,7 +248,10 @@ def generate(
     from promptcdm.progress import generation_bar
     from promptcdm.store import AdapterStore
 
-    adapters, backbone = AdapterStore(store), _load_backbone(which)
+    adapters = AdapterStore(store)
+    for name in names:  # an unknown source is told before a backbone is loaded
+        adapters.record(name)
+    backbone = _load_backbone(which)
     count = len(prompts) * settings.num_images
     with generation_bar("generate", count, settings.num_inference_steps) as on_step:
         generation = make(
