@@ -1,0 +1,58 @@
+"""The levers that save rows, each by itself: what a step leaves out, and what that costs in exactness.
+
+unconditional      the bare backbone's row is shared by all sources that were trained for it   exact where recorded
+top_k, min_weight  only the largest weights are run                        error bounded by mass times spread
+draw               one source is drawn by its weight, once or at each call                     exact in distribution
+guidance_start/stop  guidance only in a part of the noise levels                               another guidance
+cache_interval     deep features every few steps (feature_cache.py)                            an approximation
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from promptcdm.errors import BadInput
+from promptcdm.settings import BranchName, DrawName
+
+
+@dataclass(frozen=True)
+class Levers:
+    """The defaults leave nothing out."""
+
+    top_k: int = 0
+    min_weight: float = 0.0
+    draw: DrawName = ""
+    guidance_start: float = 0.0
+    guidance_stop: float = 1.0
+    unconditional: BranchName = "recorded"
+    cache_interval: int = 1
+
+    @property
+    def drops(self) -> bool:
+        """Whether rows are left out for their weight."""
+        return self.top_k > 0 or self.min_weight > 0
+
+    def own_unconditional(self, recorded: str) -> bool:
+        """Whether a source whose adapter was trained for the branch `recorded` draws its own unconditional row."""
+        return (recorded if self.unconditional == "recorded" else self.unconditional) == "adapter"
+
+    def check(self) -> None:
+        """Raise BadInput for a value out of range."""
+        if self.top_k < 0:
+            raise BadInput(f"top_k is {self.top_k}; it takes 0 (all) or more")
+        if not 0 <= self.min_weight < 1:
+            raise BadInput(f"min_weight is {self.min_weight}; it takes 0 (all) to below 1")
+        if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
+            raise BadInput(
+                f"guidance_start {self.guidance_start} and guidance_stop {self.guidance_stop} must be in order "
+                "within 0 (all noise) to 1 (the picture)"
+            )
+        if self.cache_interval < 1:
+            raise BadInput(f"cache_interval is {self.cache_interval}; it takes 1 (no cache) or more")
+        for name, accepted in (("draw", get_args(DrawName)), ("unconditional", get_args(BranchName))):
+            if getattr(self, name) not in accepted:
+                words = ", ".join(word or '""' for word in accepted)
+                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: {words}")
+        if self.draw and self.drops:
+            raise BadInput("draw leaves one source already: it does not go with top_k or min_weight")
