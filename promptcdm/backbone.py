@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor, nn
@@ -182,7 +183,7 @@ def _load_pipeline(model: str | Path, dtype: torch.dtype, variant: str) -> Any:
     except BadInput:
         raise
     except (OSError, ValueError) as error:
-        raise BadInput(f"backbone {model} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"backbone {model} cannot be loaded: {_first_line(error)}") from error
 
 
 @contextmanager
@@ -209,13 +210,44 @@ def _load_single_file(path: Path, options: dict[str, Any]) -> Any:
     if config.is_dir():
         options = {**options, "config": str(config), "local_files_only": True}
     kind = StableDiffusionXLPipeline if _is_sdxl(path) else StableDiffusionPipeline
-    return kind.from_single_file(str(path), **options)
+    try:
+        pipe = kind.from_single_file(str(path), **options)
+    except OSError as error:
+        if config.is_dir():
+            raise
+        raise BadInput(
+            f"backbone {path} cannot be loaded: {_first_line(error)}; offline, its configuration and tokenizer "
+            f"are read from a folder {config}, which is not there"
+        ) from error
+    except SingleFileComponentError as error:
+        raise BadInput(f"{path} is no whole Stable Diffusion checkpoint: {_first_line(error)}") from error
+    except NotImplementedError as error:  # what diffusers says when it moves a part that was not filled
+        raise BadInput(f"{path} is no whole Stable Diffusion checkpoint: tensors are missing") from error
+    for part, module in pipe.components.items():
+        if isinstance(module, nn.Module):
+            _check_complete(path, part, module)
+    return pipe
+
+
+def _check_complete(path: Path, part: str, module: nn.Module) -> None:
+    missing = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
+    if missing:  # diffusers leaves what the file does not hold without data
+        raise BadInput(
+            f"{path} is no whole Stable Diffusion checkpoint: its {part} lacks {missing[0]} ({len(missing)} such)"
+        )
 
 
 def _is_sdxl(path: Path) -> bool:
     with path.open("rb") as file:
-        header = file.read(int.from_bytes(file.read(8), "little"))
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise BadInput(f"{path} is no safetensors file: its header would be longer than the file")
+        header = file.read(length)
     return b"conditioner.embedders.1" in header
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _digest(modules: Mapping[str, nn.Module], identity: str) -> str:
