@@ -48,6 +48,7 @@ TRAIN_LOG = "train_log.jsonl"
 CARD = "README.md"
 
 _STATISTICS = ("count", "latent_mean", "latent_var", "caption_prototypes", "caption_share")
+_FACTOR = "latent_factor"  # may be absent, as in adapters older than it
 # Where two text encoders have embeddings, other tools know them by these keys.
 _ENCODER_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
@@ -61,10 +62,15 @@ class Statistics:
     latent_var: Tensor  # (C, 8, 8)
     caption_prototypes: Tensor  # (M, D) of unit norm
     caption_share: Tensor  # (M,) share of the captions nearest to each prototype; sums to one
+    latent_factor: Tensor | None = None  # (k, C, 8, 8): covariance = diag(latent_var) + F^T F; None: diagonal
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, the count as a 0-d int64."""
-        return {"count": torch.tensor(self.count), **{name: getattr(self, name) for name in _STATISTICS[1:]}}
+        """By name, the count as a 0-d int64; an absent factor is left out."""
+        tensors = {
+            "count": torch.tensor(self.count),
+            **{name: getattr(self, name) for name in _STATISTICS[1:]},
+        }
+        return tensors if self.latent_factor is None else {**tensors, _FACTOR: self.latent_factor}
 
 
 @dataclass(frozen=True)
@@ -206,6 +212,9 @@ def _check_statistics(statistics: Statistics, where: str) -> None:
         "caption_prototypes": (*statistics.caption_share.shape, *width),
         "caption_share": (statistics.caption_share.numel(),),
     }
+    if statistics.latent_factor is not None:
+        rank = max([1, *statistics.latent_factor.shape[:1]])
+        shapes[_FACTOR] = (rank, *channels, GRID, GRID)
     for name, shape in shapes.items():
         tensor = getattr(statistics, name)
         if tuple(tensor.shape) != shape or tensor.dtype != torch.float32 or not tensor.isfinite().all():
@@ -281,8 +290,10 @@ def _read_statistics(folder: Path) -> Statistics | None:
     if not (folder / ROUTER).exists():
         return None
     tensors = _tensors(folder, ROUTER)
-    if set(tensors) != set(_STATISTICS):
-        raise AdapterMismatch(f"{folder / ROUTER}: must hold {', '.join(_STATISTICS)} and nothing else")
+    if set(tensors) - {_FACTOR} != set(_STATISTICS):
+        raise AdapterMismatch(
+            f"{folder / ROUTER}: must hold {', '.join(_STATISTICS)}, perhaps {_FACTOR}, and nothing else"
+        )
     count = tensors.pop("count")
     if count.ndim or count.dtype != torch.int64:
         raise AdapterMismatch(f"{folder / ROUTER}: count must be one int64")

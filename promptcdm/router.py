@@ -120,6 +120,16 @@ def stack_statistics(known: Sequence[LatentStatistics]) -> SourceStatistics:
     return SourceStatistics(mean, var, torch.stack(padded))
 
 
+def on_device(statistics: SourceStatistics, device: torch.device) -> SourceStatistics:
+    """The same statistics on another device."""
+    factor = statistics.latent_factor
+    return SourceStatistics(
+        statistics.latent_mean.to(device),
+        statistics.latent_var.to(device),
+        None if factor is None else factor.to(device),
+    )
+
+
 def uniform_router(n: int) -> Router:
     """w_i = 1 / N."""
 

@@ -32,7 +32,7 @@ from promptcdm.errors import BadInput, RunFailed
 from promptcdm.prompt import PromptEmbeds
 from promptcdm.settings import Kind, TrainSettings, Unconditional
 from promptcdm.source import Source
-from promptcdm.statistics import caption_prototypes, latent_statistics
+from promptcdm.statistics import caption_prototypes, latent_covariance
 
 OnStep = Callable[[int, float], None]
 LORA_NAME = "adapter_in_training"
@@ -305,5 +305,5 @@ def _statistics(source: Source, backbone: Backbone, data: _Data) -> Statistics:
     means = [part.mean.float().cpu() for part in _encode_captions(captions, backbone)]
     prototypes, share = caption_prototypes(torch.cat(means))
     scale = backbone.pipe.vae.config.scaling_factor
-    latent_mean, latent_var = latent_statistics(data.mean[0] * scale, data.std[0] * scale)
-    return Statistics(len(source.items), latent_mean, latent_var, prototypes, share)
+    latent_mean, latent_var, factor = latent_covariance(data.mean[0] * scale, data.std[0] * scale)
+    return Statistics(len(source.items), latent_mean, latent_var, prototypes, share, factor)

@@ -28,7 +28,8 @@ LAYERS = [
     {"errors", "settings"},
     {"compose", "router", "statistics", "prompt", "tensorfile", "manifest", "captions", "picture", "shipped"}
     | {"question_words", "kohya_names", "config", "progress"},
-    {"source", "questions", "adapter_record", "lora", "lora_strength", "checkpoint", "caption_chunks"}
+    {"draw", "regional"}
+    | {"source", "questions", "adapter_record", "lora", "lora_strength", "checkpoint", "caption_chunks"}
     | {"flags", "demo_result"},
     {"lora_format", "question_rules", "statements", "answer", "tifa", "demo_plan"},
     {"model_card", "nano_judge", "hf_judge"},
@@ -57,7 +58,8 @@ HOMES = {
     "transformers": {"backbone", "hf_judge"},
     "typer": {"cli", "flags"},
 }
-METHOD = {"compose": {"torch"}, "router": {"torch"}}  # the method itself: torch and the standard library
+# The method itself: torch, the standard library, and our errors.
+METHOD = {"compose": {"torch", "promptcdm"}, "router": {"torch", "promptcdm"}}
 MAY_PRINT = {"cli"}
 MAY_IMPORT_LATE = {"cli"}  # `promptcdm --help` must not wait for torch
 LINES, FUNCTION_LINES = 400, 60
