@@ -23,7 +23,9 @@ class Drawn:
 
     inner: Any  # the state of the router that is drawn from
     generator: Tensor  # state of the random generator
-    choice: Tensor | None = None  # (B,) the sources drawn last
+    choice: Tensor | None = (
+        None  # (B, N) one-hot, drawn at the first call and kept; None where each call draws
+    )
 
 
 def drawn(router: Router, seed: int, once: bool = True) -> Router:
@@ -34,18 +36,17 @@ def drawn(router: Router, seed: int, once: bool = True) -> Router:
     """
 
     def route(state: Drawn, x_t: Tensor, alpha_bar: Tensor, eps: Tensor | None) -> tuple[Tensor, Drawn]:
-        if once and state.choice is not None and len(state.choice) != len(x_t):
-            raise BadInput(f"{len(x_t)} samples after {len(state.choice)}; a drawn run keeps its batch")
-        # The inner router is asked even when the choice stands: w has the width N that it alone knows.
+        if state.choice is not None:
+            if len(state.choice) != len(x_t):
+                raise BadInput(f"{len(x_t)} samples after {len(state.choice)}; a drawn run keeps its batch")
+            return state.choice, state
         w, inner = router.route(state.inner, x_t, alpha_bar, eps)
         if w.ndim != 2:
             raise BadInput(
                 f"weights {tuple(w.shape)} differ by place; only one source for the whole can be drawn"
             )
-        choice, after = state.choice, state.generator
-        if choice is None or not once:
-            choice, after = _draw(w, state.generator)
-        return F.one_hot(choice.to(w.device), w.shape[1]).to(w.dtype), Drawn(inner, after, choice)
+        choice, after = _draw(w, state.generator)
+        return choice, Drawn(inner, after, choice if once else None)
 
     return Router(
         route, Drawn(router.start, torch.Generator().manual_seed(seed).get_state()), router.needs_eps
@@ -53,9 +54,10 @@ def drawn(router: Router, seed: int, once: bool = True) -> Router:
 
 
 def _draw(w: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """A source for each row of w (B, N), and the generator's state after it. A weight of zero is never drawn."""
+    """One-hot choices for w (B, N), and the generator's state after them; a weight of zero is never drawn."""
     generator = torch.Generator()
     generator.set_state(before)
     reached = w.detach().cpu().double().cumsum(1)
     point = torch.rand(len(w), 1, generator=generator, dtype=torch.float64) * reached[:, -1:]
-    return torch.searchsorted(reached, point, right=True).squeeze(1), generator.get_state()
+    chosen = torch.searchsorted(reached, point, right=True).squeeze(1)
+    return F.one_hot(chosen, w.shape[1]).to(w.device, w.dtype), generator.get_state()
