@@ -3,8 +3,11 @@
     python examples/nano/temperature.py --pictures DIR/noto
 
 Half of each topic's pictures give its statistics; on the other half the routers must say which topic a noisy picture
-with its caption is from. Printed: mean negative log-likelihood in nats, by temperature and noise level. The best
-values are the constants of promptcdm/router.py. No source is touched, so nothing here has to be forgotten with one.
+with its caption is from. Printed: router loss (mean of -log w of the true topic, in nats) by noise level, for T = 1,
+the best constant, today's table and the fitted one, then the constants of promptcdm/router.py. No source is
+touched, so nothing here has to be forgotten with one.
+
+The log T of each knot is fitted by Adam on half of the held-out pictures; the losses printed are of the other half.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import argparse
 import csv
 import json
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,13 +25,42 @@ from PIL import Image
 from torch import Tensor
 
 from promptcdm.backbone import Backbone
-from promptcdm.router import SourceStatistics, posterior_router, prompt_prior
-from promptcdm.statistics import caption_prototypes, latent_statistics
+from promptcdm.router import (
+    POSTERIOR_TEMPERATURES,
+    SourceStatistics,
+    Temperatures,
+    log_densities,
+    prompt_prior,
+    temperature_at,
+)
+from promptcdm.statistics import caption_prototypes, latent_covariance, latent_statistics
 
 TABLE = Path(__file__).resolve().parent.parent / "emoji" / "concepts.csv"
-ALPHA_BAR = (0.95, 0.7, 0.4, 0.15, 0.03)
-PROMPT = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-POSTERIOR = (1.0, 16.0, 32.0, 64.0, 96.0, 128.0, 192.0, 256.0)
+KNOTS = tuple(knot for knot, _ in POSTERIOR_TEMPERATURES)  # log-SNR
+PROMPT = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+CONSTANT = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 96.0, 128.0, 192.0, 256.0)
+STEPS = 150
+Temperature = float | Temperatures
+
+
+@dataclass(frozen=True)
+class Held:
+    """Held-out pictures at every knot's noise level."""
+
+    prior: Tensor  # (I, N) from the caption
+    source: Tensor  # (I,)
+    log_density: Tensor  # (knots, I, N)
+
+    def loss(self, temperature: Callable[[Tensor], Tensor]) -> Tensor:
+        """-log w of the true topic, (knots,); `temperature` is of alpha_bar (knots,)."""
+        t = temperature(torch.tensor(KNOTS).sigmoid())
+        log_w = (self.prior.log() + self.log_density / t[:, None, None]).log_softmax(2)
+        return -log_w.gather(2, self.source.expand(len(KNOTS), -1)[..., None]).squeeze(2).mean(1)
+
+    def part(self, start: int) -> Held:
+        """Every second picture."""
+        own = slice(start, None, 2)
+        return Held(self.prior[own], self.source[own], self.log_density[:, own])
 
 
 def pictures_by_topic(folder: Path) -> dict[str, list[tuple[Path, str]]]:
@@ -45,7 +79,89 @@ def log_loss(w: Tensor, truth: Tensor) -> float:
     return float(-w.gather(1, truth[:, None]).clamp(min=1e-12).log().mean())
 
 
+def fit_table(held: Held) -> Temperatures:
+    """The T of each knot, at least 1, that make the mean loss least."""
+    above = torch.full((len(KNOTS),), 2.0, requires_grad=True)  # log T = softplus(above)
+    optimizer = torch.optim.Adam([above], lr=0.1)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        held.loss(lambda _: torch.nn.functional.softplus(above).exp()).sum().backward()
+        optimizer.step()
+    t = torch.nn.functional.softplus(above).exp().tolist()
+    return tuple((knot, round(value, 2)) for knot, value in zip(KNOTS, t, strict=True))
+
+
+def report(name: str, losses: Tensor) -> None:
+    """One line: the loss at each knot, and their mean."""
+    print(f"{name:34}" + " ".join(f"{loss:7.3f}" for loss in [*losses.tolist(), float(losses.mean())]))
+
+
+def compare(name: str, held: Held) -> Temperatures:
+    """Print T = 1, the best constant, today's table and the fitted one; the last is returned."""
+    fit, test = held.part(0), held.part(1)
+    with torch.no_grad():
+        best = min(CONSTANT, key=lambda t: float(fit.loss(lambda a: temperature_at(a, t)).mean()))
+    table = fit_table(fit)
+    choices: dict[str, Temperature] = {
+        "T = 1": 1.0,
+        f"T = {best:g}, best constant": best,
+        "today's table": POSTERIOR_TEMPERATURES,
+        "fitted table": table,
+    }
+    for label, temperature in choices.items():
+        with torch.no_grad():
+            report(f"{name}, {label}", test.loss(lambda a, t=temperature: temperature_at(a, t)))
+    return table
+
+
 @torch.no_grad()
+def measure(
+    folder: Path, backbone: Backbone
+) -> tuple[dict[str, SourceStatistics], list[Tensor], list[Tensor]]:
+    """Statistics (diagonal and low rank), prototypes by topic, and the held-out latents, captions, topics."""
+    scale = backbone.pipe.vae.config.scaling_factor
+    diagonal, low_rank, prototypes, held = [], [], [], []
+    for number, (topic, items) in enumerate(pictures_by_topic(folder).items()):
+        mean, std = backbone.encode_images([Image.open(file).convert("RGB") for file, _ in items])
+        text = torch.cat([backbone.encode_prompts([caption]).mean.float().cpu() for _, caption in items])
+        own, rest = slice(0, None, 2), slice(1, None, 2)
+        diagonal.append(latent_statistics(mean[own] * scale, std[own] * scale))
+        centre, var, factor = latent_covariance(mean[own] * scale, std[own] * scale)
+        assert factor is not None, f"{topic} has too few pictures"
+        low_rank.append((centre, var, factor))
+        prototypes.append(caption_prototypes(text[own])[0])
+        held.append((mean[rest] * scale, text[rest], torch.full((len(text[rest]),), number)))
+        print(f"{topic}: {len(items)} pictures, rank {len(factor)}")
+    statistics = {
+        "diagonal": SourceStatistics(*(torch.stack(part) for part in zip(*diagonal, strict=True))),
+        "low rank": stacked(low_rank),
+    }
+    return statistics, prototypes, [torch.cat(part) for part in zip(*held, strict=True)]
+
+
+def stacked(parts: list[tuple[Tensor, Tensor, Tensor]]) -> SourceStatistics:
+    """Statistics of all topics; a factor of lower rank is filled up with zeros."""
+    rank = max(len(factor) for _, _, factor in parts)
+    factors = [torch.cat([f, f.new_zeros(rank - len(f), *f.shape[1:])]) for _, _, f in parts]
+    return SourceStatistics(
+        torch.stack([mean for mean, _, _ in parts]),
+        torch.stack([var for _, var, _ in parts]),
+        torch.stack(factors),
+    )
+
+
+@torch.no_grad()
+def held_out(statistics: SourceStatistics, prior: Tensor, x_0: Tensor, source: Tensor) -> Held:
+    """Densities of the held-out latents under the same noise at every knot."""
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    log_density = []
+    for knot in KNOTS:
+        a = torch.tensor(knot).sigmoid()
+        x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
+        log_density.append(torch.cat([log_densities(statistics, x, a.expand(len(x))) for x in x_t.split(64)]))
+    return Held(prior, source, torch.stack(log_density))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -53,42 +169,29 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--backbone", default="nano")
     args = parser.parse_args()
-    backbone = Backbone.load(args.backbone, device="cpu")
-    scale = backbone.pipe.vae.config.scaling_factor
-    means, variances, prototypes = [], [], []
-    held_x, held_c, truth = [], [], []
-    for number, (topic, items) in enumerate(pictures_by_topic(args.pictures).items()):
-        mean, std = backbone.encode_images([Image.open(file).convert("RGB") for file, _ in items])
-        text = torch.cat([backbone.encode_prompts([caption]).mean.float() for _, caption in items])
-        own, held = slice(0, None, 2), slice(1, None, 2)
-        latent_mean, latent_var = latent_statistics(mean[own] * scale, std[own] * scale)
-        means.append(latent_mean)
-        variances.append(latent_var)
-        prototypes.append(caption_prototypes(text[own])[0])
-        held_x.append(mean[held] * scale)
-        held_c.append(text[held])
-        truth.append(torch.full((len(held_x[-1]),), number))
-        print(f"{topic}: {len(items)} pictures")
-    x_0, captions, source = torch.cat(held_x), torch.cat(held_c), torch.cat(truth)
-    statistics = SourceStatistics(torch.stack(means), torch.stack(variances))
-    print(f"uniform: {log_loss(torch.full((len(x_0), len(means)), 1 / len(means)), source):.3f}")
-    for temperature in PROMPT:
-        print(
-            f"prompt T={temperature}: {log_loss(prompt_prior(captions, prototypes, temperature), source):.3f}"
-        )
-    best = min(PROMPT, key=lambda t: log_loss(prompt_prior(captions, prototypes, t), source))
-    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
-    flat = torch.full((len(means),), 1 / len(means))
-    for name, prior in (("uniform", flat), ("prompt", prompt_prior(captions, prototypes, best))):
-        print(f"posterior over the {name} prior, columns alpha_bar {ALPHA_BAR} and their mean")
-        for temperature in POSTERIOR:
-            losses = []
-            for alpha_bar in ALPHA_BAR:
-                x_t = alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * noise
-                w = posterior_router(statistics, prior, temperature)(x_t, torch.full((len(x_t),), alpha_bar))
-                losses.append(log_loss(w, source))
-            row = " ".join(f"{loss:.3f}" for loss in (*losses, sum(losses) / len(losses)))
-            print(f"  T={temperature}: {row}")
+    statistics, prototypes, (x_0, captions, source) = measure(
+        args.pictures, Backbone.load(args.backbone, device="cpu")
+    )
+    best = min(PROMPT, key=lambda t: log_loss(prompt_prior(captions[::2], prototypes, t), source[::2]))
+    prior = prompt_prior(captions, prototypes, best)
+    flat = torch.full_like(prior, 1 / prior.shape[1])
+    print(f"{'log-SNR':34}" + " ".join(f"{knot:7g}" for knot in KNOTS) + "    mean")
+    test = slice(1, None, 2)
+    report("uniform", torch.full((len(KNOTS),), log_loss(flat[test], source[test])))
+    for t in PROMPT:
+        loss = log_loss(prompt_prior(captions[test], prototypes, t), source[test])
+        report(f"prompt, T = {t:g}", torch.full((len(KNOTS),), loss))
+    tables = {}
+    for name, of in statistics.items():
+        compare(f"{name}, uniform prior", held_out(of, flat, x_0, source))
+        tables[name] = compare(f"{name}, prompt prior", held_out(of, prior, x_0, source))
+    print("\n# for promptcdm/router.py: fitted over the prompt prior, with low-rank statistics")
+    print(f"PROMPT_TEMPERATURE = {best:g}")
+    print("POSTERIOR_TEMPERATURES: Temperatures = (")
+    for knot, value in tables["low rank"]:
+        print(f"    ({knot}, {value}),")
+    print(")")
+    print(f"# with diagonal statistics it would be {tables['diagonal']}")
 
 
 if __name__ == "__main__":
