@@ -93,7 +93,7 @@ def fit_table(held: Held) -> Temperatures:
 
 def report(name: str, losses: Tensor) -> None:
     """One line: the loss at each knot, and their mean."""
-    print(f"{name:34}" + " ".join(f"{loss:7.3f}" for loss in [*losses.tolist(), float(losses.mean())]))
+    print(f"{name:44}" + " ".join(f"{loss:7.3f}" for loss in [*losses.tolist(), float(losses.mean())]))
 
 
 def compare(name: str, held: Held) -> Temperatures:
@@ -175,7 +175,7 @@ def main() -> None:
     best = min(PROMPT, key=lambda t: log_loss(prompt_prior(captions[::2], prototypes, t), source[::2]))
     prior = prompt_prior(captions, prototypes, best)
     flat = torch.full_like(prior, 1 / prior.shape[1])
-    print(f"{'log-SNR':34}" + " ".join(f"{knot:7g}" for knot in KNOTS) + "    mean")
+    print(f"{'log-SNR':44}" + " ".join(f"{knot:7g}" for knot in KNOTS) + "    mean")
     test = slice(1, None, 2)
     report("uniform", torch.full((len(KNOTS),), log_loss(flat[test], source[test])))
     for t in PROMPT:
