@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 from transformers.utils import logging as transformers_logging
 
-from promptcdm.errors import BadInput
+from promptcdm.adapter_record import AdapterRecord
+from promptcdm.engine import Engine
+from promptcdm.errors import AdapterMismatch, BadInput
 from promptcdm.lora import plain_layers
 from promptcdm.prompt import PromptEmbeds, encode_prompts
 from promptcdm.shipped import shipped
@@ -46,15 +48,22 @@ class Backbone:
     digest: str
     architecture: str
     alphas_cumprod: Tensor  # (T,) of the training schedule
-    lock: threading.RLock = field(
-        default_factory=threading.RLock, repr=False
-    )  # whoever runs the UNet holds it
+    engine: Engine = field(repr=False)  # runs the UNet, for as many composed views as there are
 
     @classmethod
     def load(
-        cls, model: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", variant: str = ""
+        cls,
+        model: str | Path = "nano",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        variant: str = "",
+        slots: int = 33,
+        bucket: int = 0,
     ) -> Backbone:
         """Load nano, a diffusers folder, a hub id or a single-file safetensors checkpoint.
+
+        `slots` and `bucket` are those of its `Engine`.
 
         Raises BadInput where it is none of these or no Stable Diffusion 1.x, 2.x or XL.
         """
@@ -68,10 +77,12 @@ class Backbone:
                 raise BadInput(
                     f"{model} is a {type(pipe).__name__}; accepted: Stable Diffusion 1.x, 2.x and XL pipelines"
                 )
-            return cls._of(pipe, str(model), place, wanted)
+            return cls._of(pipe, str(model), place, wanted, slots, bucket)
 
     @classmethod
-    def _of(cls, pipe: Any, name: str, place: torch.device, dtype: torch.dtype) -> Backbone:
+    def _of(
+        cls, pipe: Any, name: str, place: torch.device, dtype: torch.dtype, slots: int, bucket: int
+    ) -> Backbone:
         pipe.set_progress_bar_config(disable=True)
         modules = {
             n: getattr(pipe, n) for n in ("unet", "vae", *TEXT_ENCODERS) if getattr(pipe, n, None) is not None
@@ -85,7 +96,13 @@ class Backbone:
         pipe.to(place, dtype)
         label = "nano" if name == "nano" else Path(name).name
         architecture = _architecture(pipe.unet.config)
-        return cls(pipe, pipe.unet, label, digest, architecture, schedule.alphas_cumprod)
+        engine = Engine(pipe.unet, slots=slots, bucket=bucket)
+        return cls(pipe, pipe.unet, label, digest, architecture, schedule.alphas_cumprod, engine)
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held by whoever runs the UNet."""
+        return self.engine.lock
 
     @property
     def device(self) -> torch.device:
@@ -116,6 +133,20 @@ class Backbone:
             for name, layer in plain_layers(self.unet).items()
         }
 
+    def check_made_for(self, record: AdapterRecord, *, allow_mismatch: bool = False) -> None:
+        """Raise AdapterMismatch for an adapter of another architecture, and of other weights unless that is allowed."""
+        trained = record.backbone
+        if trained.architecture != self.architecture:
+            raise AdapterMismatch(
+                f"{record.source} was trained on {trained.name} ({trained.architecture}), this backbone is "
+                f"{self.name} ({self.architecture}); load the one it was trained on"
+            )
+        if trained.digest != self.digest and not allow_mismatch:
+            raise AdapterMismatch(
+                f"{record.source} was trained on {trained.name} {trained.digest[:12]}, this backbone is {self.name} "
+                f"{self.digest[:12]}; load the one it was trained on or allow the mismatch (--allow-backbone-mismatch)"
+            )
+
     def encode_prompts(
         self, prompts: Sequence[str], soft: Mapping[str, Tensor] | None = None
     ) -> PromptEmbeds:
@@ -125,6 +156,10 @@ class Backbone:
         }
         tokenizers = {n: getattr(self.pipe, n.replace("text_encoder", "tokenizer")) for n in encoders}
         return encode_prompts(encoders, tokenizers, prompts, soft)
+
+    def encode_mean(self, prompts: Sequence[str]) -> Tensor:
+        """Mean over each prompt's words (B, D), which caption prototypes are made of."""
+        return self.encode_prompts(prompts).mean
 
     def encode_negative(self, negative_prompt: str, count: int) -> PromptEmbeds:
         """What the stock pipeline's unconditional rows are told: SDXL takes zeros for the empty prompt."""
@@ -141,6 +176,13 @@ class Backbone:
         pixels = (pixels.float() / 127.5 - 1).to(self.device, self.pipe.vae.dtype)
         posterior = self.pipe.vae.encode(pixels).latent_dist
         return posterior.mean.float().cpu(), posterior.std.float().cpu()
+
+    def as_noise(self, predicted: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        """The noise that the UNet's predictions (..., B, C, h, w) of x_t (B, C, h, w) stand for."""
+        if self.prediction_type == "epsilon":
+            return predicted
+        a = alpha_bar.to(predicted.dtype).reshape(-1, 1, 1, 1)
+        return a.sqrt() * predicted + (1 - a).sqrt() * x_t  # v = sqrt(a) eps - sqrt(1 - a) x_0
 
     def alpha_bar(self, t: Tensor) -> Tensor:
         """Share of signal at timesteps t (B,), which need not be whole: log-SNR is interpolated."""

@@ -3,48 +3,86 @@
     pipe.unet = composed = ComposedUNet(backbone, adapters, router="posterior")
     image = pipe(**composed.encode("a red bird")).images[0]
 
-The pipeline hands over n rows, or 2n with guidance (unconditional first). Each source predicts the rows in which its
-weight is not zero, with its own LoRA and its own text embeddings; the predictions are summed by w. The pipeline's
-scheduler and guidance never know. The sum is linear, so guiding then composing equals composing then guiding.
+The pipeline hands over n rows, or 2n with guidance (unconditional first). At each call the router weighs the sources,
+the rows that are needed are run by the backbone's engine in one forward, and the predictions are summed by w. The
+pipeline's scheduler and guidance never know. The sum is linear: guiding then composing is composing then guiding.
 
-    rows    (latent, timestep, text embedding, adapter); `row_forwards` counts those that were run, a sample
+    n, N    pictures, allowed sources         w    (n, N), or (n, N, h, w) by region
+    eps     predictions, one a source         (N, n or 2n, C, h, w)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-from promptcdm import lora, router
 from promptcdm.adapter import Adapter
 from promptcdm.backbone import Backbone
-from promptcdm.compose import compose_noise, keep_top_k
+from promptcdm.compose import by_source, compose_noise, keep_largest, spread
+from promptcdm.draw import drawn
+from promptcdm.engine import Rows, take_rows
 from promptcdm.errors import AdapterMismatch, BadInput, RunFailed
+from promptcdm.feature_cache import FeatureCache
+from promptcdm.levers import Levers
 from promptcdm.prompt import PromptEmbeds
+from promptcdm.route import NEED_PROMPT, Texts, check_router, router_of
 from promptcdm.router import Router
+from promptcdm.row_plan import BACKBONE, RowPlan, plan_rows
 from promptcdm.settings import RouterName
-
-ROUTERS = get_args(RouterName)
+from promptcdm.slots import SlotLora
 
 
 @dataclass(frozen=True)
-class _Conditioning:
-    """Embeddings of the rows as the pipeline orders them: unconditional first where guidance is on."""
+class _Text:
+    """One source's embeddings of the prompts, unconditional first where guidance is on."""
 
-    embeds: Tensor  # (rows, L, D)
-    pooled: Tensor | None  # (rows, D2), SDXL
+    embeds: Tensor  # (prompts or 2 prompts, L, D)
+    pooled: Tensor | None  # (.., D2), SDXL
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of one UNet call, for n pictures."""
+
+    sample: Tensor  # (n or 2n, C, h, w)
+    t: Tensor  # (n or 2n,)
+    embeds: Tensor  # (n or 2n, L, D)
+    added: dict[str, Any]
+    given: dict[str, Any]
+    n: int
+
+    @property
+    def x_t(self) -> Tensor:
+        """Latents of the pictures, (n, C, h, w)."""
+        return self.sample[-self.n :]
+
+
+@dataclass
+class _Run:
+    """What goes from one UNet call of a run to the next."""
+
+    cache: FeatureCache
+    step: int = 0
+    t: float = float("inf")
+    router: Router | None = None
+    state: Any = None
+    spread: Tensor | None = None  # (n,) as of `spread_step`, the last call in which every source was run
+    spread_step: int = 0
 
 
 class ComposedUNet(nn.Module):
     """One run's view on the backbone: the allowed adapters, their text embeddings and the weights so far.
 
-    Raises AdapterMismatch for an adapter of another backbone, and BadInput for a router that is unknown or needs
-    statistics that an adapter does not have.
+    `router` is a name or a Router; `strength` scales a source's LoRA; `seed` is that of `levers.draw`. `levers` save
+    rows (`levers.py`). Close it when done: its adapters leave the engine's slots.
+
+    Raises AdapterMismatch for an adapter of another backbone, and BadInput for a setting out of range and a router that
+    is unknown or needs statistics that an adapter does not have.
     """
 
     def __init__(
@@ -52,35 +90,49 @@ class ComposedUNet(nn.Module):
         backbone: Backbone,
         adapters: Sequence[Adapter],
         *,
-        router: RouterName = "posterior",
+        router: RouterName | Router = "posterior",
         top_k: int = 0,
+        levers: Levers | None = None,
         strength: Mapping[str, float] | None = None,
         guidance_scale: float = 5.0,
+        seed: int = 0,
         allow_backbone_mismatch: bool = False,
     ) -> None:
         super().__init__()
-        _check_router(router, adapters)
-        for adapter in adapters:
-            _check_backbone(adapter, backbone, allow_backbone_mismatch)
-        self.backbone = backbone
-        self.adapters = tuple(adapters)
-        self.router_name, self.top_k, self.guidance_scale = router, top_k, guidance_scale
-        self.weights: list[Tensor] = []  # one (n, N) a UNet call
-        self.row_forwards: Tensor | None = None  # (n,) rows run so far, a sample
-        self._own: dict[str, _Conditioning] = {}
-        self._route: Router | None = None
+        self.levers = levers or Levers(top_k=top_k)
+        self.levers.check()
         unknown = sorted(set(strength or {}) - {a.source for a in adapters})
         if unknown:
             raise BadInput(f"strength names {unknown[0]}, which is not among the allowed sources")
+        if not isinstance(router, Router):
+            check_router(router, adapters)
+        for adapter in adapters:
+            backbone.check_made_for(adapter.record, allow_mismatch=allow_backbone_mismatch)
+        self.backbone, self.adapters, self.router = backbone, tuple(adapters), router
+        self.unet = backbone.unet  # as a submodule, so that the pipeline moves it where it wants it
+        self.guidance_scale, self.seed = guidance_scale, seed
+        self._loras = [_slot_lora(a, (strength or {}).get(a.source, 1.0)) for a in adapters]
+        self._own_unconditional = [self.levers.own_unconditional(a.record.unconditional) for a in adapters]
+        self._texts: dict[int, _Text] = {}
+        self._prompts: list[str] = []
+        self._handed: Tensor | None = None  # (prompts or 2 prompts, L, D) what `encode` gave the pipeline
+        self._start()
         try:
-            with backbone.lock:
-                for adapter in self.adapters:
-                    if (name := self._name(adapter)) is not None:
-                        scaled = _scaled(adapter, (strength or {}).get(adapter.source, 1.0))
-                        lora.insert(backbone.unet, name, scaled)
+            for lora in filter(None, self._loras):
+                backbone.engine.admit(lora)
         except AdapterMismatch:  # the second does not fit: the first must not stay behind
             self.close()
             raise
+
+    def _start(self) -> None:
+        self.weights: list[
+            Tensor
+        ] = []  # one (n, N) a UNet call, the mean over the places where it is by region
+        self.row_forwards = torch.zeros(
+            0
+        )  # (n,) rows run so far, a picture; a shallow row by its share of FLOPs
+        self.dropped: list[dict[str, Any]] = []  # what top_k and min_weight left out, a UNet call
+        self._run = _Run(FeatureCache(self.backbone.engine, self.levers.cache_interval))
 
     @property
     def config(self) -> Any:
@@ -102,17 +154,32 @@ class ComposedUNet(nn.Module):
         """SDXL's embedding of sizes and pooled text, whose width its pipeline checks."""
         return self.backbone.unet.add_embedding
 
+    @property
+    def encoder_hid_proj(self) -> Any:
+        """An IP-Adapter's projection, where one was loaded into the backbone before."""
+        return self.backbone.unet.encoder_hid_proj
+
     def set_attention_slice(self, slice_size: str | int | list[int]) -> None:
         """Pass `pipe.enable_attention_slicing()` on to the UNet."""
         self.backbone.unet.set_attention_slice(slice_size)
 
+    def enable_freeu(self, **factors: float) -> None:
+        """Pass `pipe.enable_freeu(...)` on to the UNet."""
+        self.backbone.unet.enable_freeu(**factors)
+
+    def disable_freeu(self) -> None:
+        """Pass `pipe.disable_freeu()` on to the UNet."""
+        self.backbone.unet.disable_freeu()
+
     def load_lora_adapter(self, *args: object, **kwargs: object) -> None:
-        """Refuse: a LoRA loaded through the pipeline would act in every source's prediction."""
+        """Refuse: what is loaded through the pipeline would act in every source's prediction."""
         raise BadInput(
-            "a composed UNet takes no further LoRA; add it to the store with import-adapter and allow it"
+            "a composed UNet takes no further LoRA or IP-Adapter: a source's LoRA goes into the store with "
+            "import-adapter; what is to act in all sources (LCM-LoRA, IP-Adapter) is loaded into the backbone's own "
+            "pipeline before it is composed"
         )
 
-    fuse_lora = load_attn_procs = load_lora_adapter
+    fuse_lora = load_attn_procs = _load_ip_adapter_weights = load_lora_adapter
 
     def encode(self, prompt: str | Sequence[str], negative_prompt: str = "") -> dict[str, Any]:
         """Arguments for the pipeline's call: embeddings and the guidance scale. Starts a new run.
@@ -120,166 +187,201 @@ class ComposedUNet(nn.Module):
         Every source's own embeddings (its trigger and soft prompt) are kept here for the UNet calls that follow.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        guided = self.guidance_scale > 1
         plain = self.backbone.encode_prompts(prompts)
         negative = self.backbone.encode_negative(negative_prompt, len(prompts))
-        self.weights, self.row_forwards = [], None
-        self._own = {a.source: self._conditioning_of(a, prompts, plain, negative) for a in self.adapters}
-        self._route = self._router(plain)
+        self._start()
+        self._prompts = prompts
+        self._handed = torch.cat([negative.embeds, plain.embeds]) if self._is_guided() else plain.embeds
+        own = [i for i, adapter in enumerate(self.adapters) if _has_own_text(adapter)]
+        self._texts = {i: self._text_of(self.adapters[i], prompts, negative) for i in own}
         arguments: dict[str, Any] = {"prompt_embeds": plain.embeds, "guidance_scale": self.guidance_scale}
-        if guided:
+        if self.guidance_scale > 1:
             arguments["negative_prompt_embeds"] = negative.embeds
         if plain.pooled is not None:
             arguments["pooled_prompt_embeds"] = plain.pooled
-            if guided:
+            if self.guidance_scale > 1:
                 arguments["negative_pooled_prompt_embeds"] = negative.pooled
         return arguments
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the engine compiles its own forward
     @torch.no_grad()
     def forward(
         self,
         sample: Tensor,
         timestep: Tensor | float,
         encoder_hidden_states: Tensor,
-        added_cond_kwargs: dict[str, Tensor] | None = None,
+        added_cond_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
         **kwargs: Any,
     ) -> UNet2DConditionOutput | tuple[Tensor]:
         """Equation (1) over the rows, called as the stock UNet is.
 
-        Raises RunFailed where a source's prediction is not finite.
+        Raises BadInput where rows or texts are missing, RunFailed where a source's prediction is not finite.
         """
-        if self._route is None:
-            raise BadInput(
-                "call composed.encode(prompt) and pass what it returns to the pipeline before it runs"
-            )
-        guided = self.guidance_scale > 1
+        guided = self._is_guided()
         if guided and len(sample) % 2:
             raise BadInput(
                 f"{len(sample)} rows with guidance_scale {self.guidance_scale}: it takes the unconditional rows too"
             )
-        n = len(sample) // 2 if guided else len(sample)
+        scale = (kwargs.get("cross_attention_kwargs") or {}).get("scale", 1.0)
+        if scale != 1.0:
+            raise BadInput(
+                f"cross_attention_kwargs has the LoRA scale {scale}; each source has its own: strength"
+            )
         given = {k: v for k, v in kwargs.items() if v is not None}
-        call = _Call(sample, timestep, encoder_hidden_states, added_cond_kwargs, given)
-        if not self.adapters:
-            self._count(n, len(sample) // n * torch.ones(n))
-            eps = self._predict(None, call, torch.arange(len(sample)))
-        else:
-            eps = self._compose(call, n, guided)
+        t = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
+        n = len(sample) // 2 if guided else len(sample)
+        call = _Call(sample, t, encoder_hidden_states, added_cond_kwargs or {}, given, n)
+        if float(t[-1]) > self._run.t:  # noise rises only where another picture begins
+            self._start()
+        if self._run.step == 0:
+            self._check_texts(sample, encoder_hidden_states)
+        self._run.t = float(t[-1])
+        eps = self._compose(call) if self.adapters else self._bare(call)
+        self._run.step += 1
         return UNet2DConditionOutput(sample=eps) if return_dict else (eps,)
 
-    def _compose(self, call: _Call, n: int, guided: bool) -> Tensor:
-        sample = call.sample
-        t = torch.as_tensor(call.timestep, dtype=torch.float64).reshape(-1).expand(len(sample))[-n:]
-        assert self._route is not None
-        w = keep_top_k(
-            self._route(sample[-n:], self.backbone.alpha_bar(t).to(sample.device)), self.top_k
-        )  # (n, N)
-        eps = sample.new_zeros((len(self.adapters), *sample.shape))
-        rows_run = torch.zeros(n)
-        shared = self._shared_unconditional(call, w, n, rows_run) if guided else None
-        for i, adapter in enumerate(self.adapters):
-            kept = w[:, i].nonzero().flatten().cpu()  # absent rows are left out by index
-            if not len(kept):
-                continue
-            rows = kept + n if guided else kept
-            if guided and adapter.record.unconditional == "adapter":
-                rows = torch.cat([kept, rows])
-            elif shared is not None:
-                eps[i, :n] = shared
-            predicted = self._predict(adapter, call, rows)
-            if not predicted.isfinite().all():
-                raise RunFailed(
-                    f"the prediction of {adapter.source} is not finite; train it again or leave it out of allowed"
-                )
-            eps[i, rows.to(sample.device)] = predicted
-            rows_run[kept] += len(rows) // len(kept)
-        self.weights.append(w.float().cpu())
-        self._count(n, rows_run)
-        return compose_noise(eps, w.repeat(2, 1) if guided else w)
+    def _compose(self, call: _Call) -> Tensor:
+        run, levers, n = self._run, self.levers, call.n
+        router = self._router()
+        alpha_bar = self.backbone.alpha_bar(call.t[-n:]).to(call.sample.device)
+        w = None
+        if not router.needs_eps:
+            w, run.state = router.route(run.state, call.x_t, alpha_bar, None)
+        # Where rows will be left out, the first call runs all of them: how far the sources are apart is known once.
+        all_run = w is None or (levers.drops and run.step == 0)
+        active = torch.ones(n, len(self.adapters), dtype=torch.bool)
+        if w is not None and not all_run:
+            active = by_source(keep_largest(w, levers.top_k, levers.min_weight)).ne(0).cpu()
+        guided = self._guided_now(call)
+        plan = plan_rows(active, guided, self._own_unconditional)
+        acting = sorted(set(plan.source) - {BACKBONE})
+        eps = self._place(self._predict(call, plan), call, plan, acting, guided)
+        if w is None:
+            noise = self.backbone.as_noise(eps[:, -n:], call.x_t, alpha_bar)
+            w, run.state = router.route(run.state, call.x_t, alpha_bar, noise)
+        kept = keep_largest(w, levers.top_k, levers.min_weight)
+        if levers.drops:
+            self._note_dropped(w, kept, eps, n, guided, all_run)
+        self.weights.append(by_source(kept).float().cpu())
+        kept = kept[:, acting]
+        return compose_noise(eps, kept if guided is None else torch.cat([kept, kept]))
 
-    def _shared_unconditional(self, call: _Call, w: Tensor, n: int, rows_run: Tensor) -> Tensor | None:
-        """The bare backbone's unconditional rows (n, C, H, W), if any source wants them: one a sample."""
-        wanted = torch.tensor([a.record.unconditional == "backbone" for a in self.adapters], device=w.device)
-        rows = (w[:, wanted] != 0).any(1).nonzero().flatten().cpu()
-        if not len(rows):
-            return None
-        shared = torch.zeros_like(call.sample[:n])
-        shared[rows.to(shared.device)] = self._predict(None, call, rows)
-        rows_run[rows] += 1
-        return shared
+    def _bare(self, call: _Call) -> Tensor:
+        rows = range(len(call.sample))
+        return self._predict(call, RowPlan((BACKBONE,) * len(rows), tuple(rows)))
 
-    def _predict(self, adapter: Adapter | None, call: _Call, rows: Tensor) -> Tensor:
-        own = None if adapter is None else self._own[adapter.source]
-        rows = rows.to(call.sample.device)
-        with self.backbone.lock, lora.running(self.backbone.unet, self._name(adapter)):
-            return call.run(self.backbone.unet, rows, own)
-
-    def _count(self, n: int, rows_run: Tensor) -> None:
-        self.row_forwards = rows_run if self.row_forwards is None else self.row_forwards + rows_run
-
-    def _conditioning_of(
-        self, adapter: Adapter, prompts: list[str], plain: PromptEmbeds, negative: PromptEmbeds
-    ) -> _Conditioning:
-        trigger = adapter.record.trigger
-        if trigger or adapter.prompt:
-            plain = self.backbone.encode_prompts(
-                [f"{trigger} {p}".strip() for p in prompts], adapter.prompt or None
+    def _predict(self, call: _Call, plan: RowPlan) -> Tensor:
+        """Predictions of the planned rows, (R, C, h, w), counted."""
+        keys = list(zip(plan.source, plan.origin, strict=True))
+        predicted, cost = self._run.cache.predict(self._rows(call, plan), keys, self._run.step)
+        broken = (~predicted.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+        if broken:
+            i = plan.source[broken[0]]
+            name = "the backbone" if i == BACKBONE else self.adapters[i].source
+            raise RunFailed(
+                f"the prediction of {name} is not finite; train it again or leave it out of allowed"
             )
-        both = [negative, plain] if self.guidance_scale > 1 else [plain]
+        pictures = torch.tensor(plan.origin) % call.n
+        self.row_forwards = torch.zeros(call.n) if not len(self.row_forwards) else self.row_forwards
+        self.row_forwards = self.row_forwards.index_add(0, pictures, cost)
+        return predicted
+
+    def _rows(self, call: _Call, plan: RowPlan) -> Rows:
+        count, origin = len(call.sample), torch.tensor(plan.origin, device=call.sample.device)
+        embeds = take_rows(call.embeds, origin, count)
+        added = take_rows(call.added, origin, count)
+        for i, text in self._texts.items():
+            mine = [r for r, source in enumerate(plan.source) if source == i]
+            if mine:
+                embeds[mine] = _repeated(text.embeds, count)[origin[mine]].to(embeds.dtype)
+                if text.pooled is not None:
+                    added["text_embeds"][mine] = _repeated(text.pooled, count)[origin[mine]].to(embeds.dtype)
+        loras = tuple(None if i == BACKBONE else self._loras[i] for i in plan.source)
+        given = take_rows(call.given, origin, count)
+        return Rows(call.sample[origin], call.t[origin], embeds.to(call.sample.dtype), loras, added, given)
+
+    def _place(
+        self, rows: Tensor, call: _Call, plan: RowPlan, acting: Sequence[int], guided: list[bool] | None
+    ) -> Tensor:
+        """eps (acting sources, n or 2n, C, h, w): each source's rows in their places, shared ones in all that share."""
+        eps = rows.new_zeros((len(acting), *call.sample.shape))
+        source = torch.tensor(plan.source, device=rows.device)
+        origin = torch.tensor(plan.origin, device=rows.device)
+        for place, i in enumerate(acting):
+            mine = source == i if self._own_unconditional[i] else (source == i) | (source == BACKBONE)
+            eps[place, origin[mine]] = rows[mine]
+        for b, on in enumerate(guided or ()):
+            if not on:  # outside the interval there is no guidance: both halves are the conditional
+                eps[:, b] = eps[:, call.n + b]
+        return eps
+
+    def _note_dropped(
+        self, w: Tensor, kept: Tensor, eps: Tensor, n: int, guided: list[bool] | None, all_run: bool
+    ) -> None:
+        """Record the mass that was left out and by how much it can have moved the guided sum (root mean square)."""
+        run = self._run
+        if all_run:
+            steered = eps if guided is None else eps[:, :n] + self.guidance_scale * (eps[:, n:] - eps[:, :n])
+            run.spread, run.spread_step = spread(steered).cpu(), run.step
+        mass = by_source(torch.where(kept == 0, w, torch.zeros_like(w))).sum(1).float().cpu()
+        assert run.spread is not None
+        error = {"bound" if all_run else "estimate": (mass * run.spread).tolist()}
+        self.dropped.append({"mass": mass.tolist(), "spread_of_step": run.spread_step, **error})
+
+    def _is_guided(self) -> bool:
+        """Whether the pipeline hands over unconditional rows; a distilled UNet takes the scale as an input instead."""
+        return self.guidance_scale > 1 and self.config.time_cond_proj_dim is None
+
+    def _guided_now(self, call: _Call) -> list[bool] | None:
+        """For each picture, whether guidance is on at its noise level; None: the pipeline guides nothing."""
+        if not self._is_guided():
+            return None
+        progress = 1 - call.t[-call.n :].double().cpu() / len(self.backbone.alphas_cumprod)
+        return [self.levers.guidance_start <= p <= self.levers.guidance_stop for p in progress.tolist()]
+
+    def _router(self) -> Router:
+        run = self._run
+        if run.router is None:
+            route = self.router
+            if not isinstance(route, Router):
+                texts = Texts(self._prompts, self.backbone.encode_mean)
+                route = router_of(route, self.adapters, texts, self.device)
+            if self.levers.draw:
+                route = drawn(route, self.seed, once=self.levers.draw == "once")
+            run.router, run.state = route, route.start
+        return run.router
+
+    def _check_texts(self, sample: Tensor, embeds: Tensor) -> None:
+        """Refuse what would be drawn silently from other texts or rows than the pipeline's."""
+        needing = [a.source for i, a in enumerate(self.adapters) if _has_own_text(a) and i not in self._texts]
+        if self.adapters and not self._prompts and self.router in NEED_PROMPT:
+            needing.append(f"router {self.router}")
+        if needing:
+            raise BadInput(
+                f"{needing[0]} needs the prompt itself: call composed.encode(prompt) and pass what it returns to the "
+                "pipeline before it runs"
+            )
+        halves = sample.chunk(2) if self._is_guided() else ()
+        if halves and not torch.equal(*halves):
+            raise BadInput(
+                f"guidance_scale is {self.guidance_scale} here, and the pipeline does not guide; give both the same"
+            )
+        if self._handed is not None and not _same_texts(self._handed, embeds):
+            raise BadInput(
+                "the pipeline was given another prompt, negative prompt or guidance scale than what encode returned"
+            )
+
+    def _text_of(self, adapter: Adapter, prompts: list[str], negative: PromptEmbeds) -> _Text:
+        worded = [f"{adapter.record.trigger} {p}".strip() for p in prompts]
+        plain = self.backbone.encode_prompts(worded, adapter.prompt or None)
+        both = [negative, plain] if self._is_guided() else [plain]
         pooled = [part.pooled for part in both if part.pooled is not None]
-        return _Conditioning(torch.cat([part.embeds for part in both]), torch.cat(pooled) if pooled else None)
-
-    def _router(self, plain: PromptEmbeds) -> Router:
-        known = [a.statistics for a in self.adapters if a.statistics is not None]
-        if self.router_name == "uniform" or not self.adapters:
-            return router.uniform_router(max(1, len(self.adapters)))
-        if self.router_name == "prior":
-            count = torch.tensor([s.count for s in known], device=self.device)
-            return router.prior_router(router.share_prior(count))
-        prior = router.prompt_prior(plain.mean, [s.caption_prototypes.to(self.device) for s in known])
-        if self.router_name == "prompt":
-            return router.prior_router(prior)
-        mean = torch.stack([s.latent_mean for s in known]).to(self.device)
-        var = torch.stack([s.latent_var for s in known]).to(self.device)
-        return router.posterior_router(router.SourceStatistics(mean, var), prior)
-
-    def _name(self, adapter: Adapter | None) -> str | None:
-        return None if adapter is None or not adapter.lora else f"{adapter.source}_{id(self):x}"
+        return _Text(torch.cat([part.embeds for part in both]), torch.cat(pooled) if pooled else None)
 
     def close(self) -> None:
-        """Take this run's adapters out of the UNet again."""
-        with self.backbone.lock:
-            for adapter in self.adapters:
-                if (name := self._name(adapter)) is not None:
-                    lora.remove(self.backbone.unet, name)
-        self._route = None
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The arguments of one UNet call, of which any rows can be run."""
-
-    sample: Tensor
-    timestep: Tensor | float
-    encoder_hidden_states: Tensor
-    added: dict[str, Tensor] | None
-    given: dict[str, Any]
-
-    def run(self, unet: Any, rows: Tensor, own: _Conditioning | None) -> Tensor:
-        n = len(self.sample)
-        t = torch.as_tensor(self.timestep, device=self.sample.device).reshape(-1).expand(n)[rows]
-        embeds = self.encoder_hidden_states if own is None else _repeated(own.embeds, n)
-        added = {k: v[rows] for k, v in (self.added or {}).items()}
-        if own is not None and own.pooled is not None:
-            added["text_embeds"] = _repeated(own.pooled, n)[rows].to(self.sample.dtype)
-        given = {k: _rows_of(v, rows, n) for k, v in self.given.items()}
-        embeds = embeds[rows].to(self.sample.dtype)
-        predicted: Tensor
-        (predicted,) = unet(
-            self.sample[rows], t, embeds, added_cond_kwargs=added or None, return_dict=False, **given
-        )
-        return predicted
+        """Take this view's adapters out of the engine's slots."""
+        self.backbone.engine.evict([lora for lora in self._loras if lora is not None])
 
 
 def _repeated(embeds: Tensor, rows: int) -> Tensor:
@@ -287,38 +389,15 @@ def _repeated(embeds: Tensor, rows: int) -> Tensor:
     return embeds.repeat_interleave(rows // len(embeds), dim=0)
 
 
-def _rows_of(value: Any, rows: Tensor, n: int) -> Any:
-    if isinstance(value, Tensor):
-        return value[rows] if value.ndim and len(value) == n else value
-    if isinstance(value, (list, tuple)):
-        return type(value)(_rows_of(v, rows, n) for v in value)
-    return value
+def _same_texts(handed: Tensor, embeds: Tensor) -> bool:
+    if len(embeds) % len(handed):
+        return False
+    return torch.equal(_repeated(handed, len(embeds)).to(embeds), embeds)
 
 
-def _scaled(adapter: Adapter, strength: float) -> dict[str, Tensor]:
-    return {k: t * strength if k.endswith("lora_B.weight") else t for k, t in adapter.lora.items()}
+def _has_own_text(adapter: Adapter) -> bool:
+    return bool(adapter.record.trigger or adapter.prompt)
 
 
-def _check_router(name: str, adapters: Sequence[Adapter]) -> None:
-    if name not in ROUTERS:
-        raise BadInput(f"router {name!r} is unknown; accepted: {', '.join(ROUTERS)}")
-    without = [a.source for a in adapters if a.statistics is None]
-    if name != "uniform" and without:
-        raise BadInput(
-            f"router {name} needs statistics, which {', '.join(without)} does not have (imported without pictures); "
-            "use --router uniform"
-        )
-
-
-def _check_backbone(adapter: Adapter, backbone: Backbone, allow_mismatch: bool) -> None:
-    trained = adapter.record.backbone
-    if trained.architecture != backbone.architecture:
-        raise AdapterMismatch(
-            f"{adapter.source} was trained on {trained.name} ({trained.architecture}), this backbone is "
-            f"{backbone.name} ({backbone.architecture}); load the one it was trained on"
-        )
-    if trained.digest != backbone.digest and not allow_mismatch:
-        raise AdapterMismatch(
-            f"{adapter.source} was trained on {trained.name} {trained.digest[:12]}, this backbone is {backbone.name} "
-            f"{backbone.digest[:12]}; load the one it was trained on or allow the mismatch (--allow-backbone-mismatch)"
-        )
+def _slot_lora(adapter: Adapter, strength: float) -> SlotLora | None:
+    return SlotLora(adapter.source, adapter.lora, strength) if adapter.lora else None

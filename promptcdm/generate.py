@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from promptcdm.adapter import Adapter
 from promptcdm.backbone import Backbone
 from promptcdm.composed_unet import ComposedUNet
 from promptcdm.errors import BadInput
+from promptcdm.levers import Levers
 from promptcdm.settings import GenerateSettings
 from promptcdm.store import AdapterStore
 from promptcdm.tensorfile import write_bytes, write_json
@@ -84,9 +85,10 @@ def generate(
         backbone,
         adapters,
         router=settings.router,
-        top_k=settings.top_k,
+        levers=Levers(**{field.name: getattr(settings, field.name) for field in fields(Levers)}),
         strength=strength,
         guidance_scale=settings.guidance_scale,
+        seed=settings.seed,
         allow_backbone_mismatch=allow_backbone_mismatch,
     )
     pipe = _pipeline(backbone, composed, settings.scheduler)
@@ -94,6 +96,7 @@ def generate(
     try:
         for number, prompt in enumerate(p for p in prompts for _ in range(settings.num_images)):
             seed = settings.seed + number
+            composed.seed = seed
             images.append(_picture(pipe, composed, prompt, seed, settings, number, on_step))
             weights.append(torch.cat(composed.weights) if composed.weights else torch.zeros(0, 0))
             records.append(_record(prompt, seed, adapters, composed, settings, strength or {}, weights[-1]))
@@ -121,8 +124,6 @@ def _check(
             raise BadInput(f"{name} is {getattr(settings, name)}; it takes 1 or more")
     if settings.guidance_scale < 1:
         raise BadInput(f"guidance_scale is {settings.guidance_scale}; it takes 1 (off) or more")
-    if settings.top_k < 0:
-        raise BadInput(f"top_k is {settings.top_k}; it takes 0 (all) or more")
     if settings.scheduler != "default" and settings.scheduler not in SCHEDULERS:
         raise BadInput(
             f"scheduler {settings.scheduler!r} is unknown; accepted: default, {', '.join(SCHEDULERS)}"
@@ -181,7 +182,6 @@ def _record(
 ) -> dict[str, Any]:
     names = [adapter.source for adapter in adapters]
     means = weights.mean(0).tolist() if names else []
-    rows = composed.row_forwards
     return {
         "prompt": prompt,
         "seed": seed,
@@ -193,7 +193,8 @@ def _record(
         "weights_by_step": [
             {n: round(w, 6) for n, w in zip(names, step, strict=True)} for step in weights.tolist() if names
         ],
-        "row_forwards": 0 if rows is None else int(rows[0]),
+        **({"dropped": composed.dropped} if composed.dropped else {}),
+        "row_forwards": round(float(composed.row_forwards[0]), 3),
         "attribution": {a.source: a.record.attribution for a in adapters if a.record.attribution},
         "strength": dict(strength),
         "settings": asdict(settings) | {"seed": seed},

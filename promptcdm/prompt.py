@@ -69,9 +69,10 @@ def encode_text(
     ids, ends = ids.to(weight.device), ends.to(weight.device)
     extended = weight if soft is None else torch.cat([weight, soft.to(weight)])
     ids = torch.where(ids < 0, len(weight) - 1 - ids, ids)
-    output = functional_call(
-        encoder, {name: extended}, (ids,), {"output_hidden_states": True, "return_dict": True}
-    )
+    options = {"output_hidden_states": True, "return_dict": True}
+    # The plain call also serves where a pipeline keeps the weights away until then (sequential offload).
+    changed = {} if soft is None else {name: extended}
+    output = functional_call(encoder, changed, (ids,), options) if changed else encoder(ids, **options)
     # A text model with a projection names its last state otherwise; pooling by the largest id would take a soft token.
     last = output.last_hidden_state
     end_state = last[torch.arange(len(last), device=last.device), ends]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 import torch
 from torch import Tensor
 
 from promptcdm import router
-from promptcdm.adapter import Adapter, Statistics
+from promptcdm.adapter import Adapter
 from promptcdm.errors import BadInput
+from promptcdm.regional import regional_router, regions_of
 from promptcdm.router import Router
 from promptcdm.settings import RouterName
 
@@ -30,23 +32,28 @@ def check_router(name: str, adapters: Sequence[Adapter]) -> None:
         )
 
 
-def router_of(
-    name: RouterName, adapters: Sequence[Adapter], prompt: Tensor | None, device: torch.device
-) -> Router:
-    """The router `name` over these sources, for prompts whose mean embedding is `prompt` (prompts, D)."""
+@dataclass(frozen=True)
+class Texts:
+    """The prompts, and how a text becomes what caption prototypes are compared with."""
+
+    prompts: Sequence[str]
+    encode: Callable[[Sequence[str]], Tensor]  # B texts -> (B, D)
+
+
+def router_of(name: RouterName, adapters: Sequence[Adapter], texts: Texts, device: torch.device) -> Router:
+    """The router `name` over these sources, for these prompts."""
     known = [a.statistics for a in adapters if a.statistics is not None]
     if name == "uniform":
         return router.uniform_router(len(adapters))
     if name == "prior":
         return router.prior_router(router.share_prior(torch.tensor([s.count for s in known], device=device)))
-    assert prompt is not None
-    prior = prompt_weights(prompt, known)
+    prototypes = [s.caption_prototypes.to(device) for s in known]
+    if name == "regional":
+        regions = [regions_of(prompt) for prompt in texts.prompts]
+        phrases = [texts.encode([region.phrase for region in own]) for own in regions]
+        priors = [router.prompt_prior(phrase, prototypes) for phrase in phrases]
+        return regional_router(priors, [[region.box for region in own] for own in regions])
+    prior = router.prompt_prior(texts.encode(texts.prompts), prototypes)
     if name == "prompt":
         return router.prior_router(prior)
-    statistics = router.stack_statistics(known)
-    return router.posterior_router(router.on_device(statistics, device), prior)
-
-
-def prompt_weights(prompt: Tensor, known: Sequence[Statistics]) -> Tensor:
-    """pi_i(c) (prompts, N)."""
-    return router.prompt_prior(prompt, [s.caption_prototypes.to(prompt.device) for s in known])
+    return router.posterior_router(router.on_device(router.stack_statistics(known), device), prior)

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 Kind = Literal["lora", "prompt", "lora+prompt"]
 Unconditional = Literal["backbone", "adapter"]
-RouterName = Literal["uniform", "prior", "prompt", "posterior"]
+RouterName = Literal["uniform", "prior", "prompt", "posterior", "regional"]
+DrawName = Literal["", "once", "step"]
+BranchName = Literal["recorded", "backbone", "adapter"]
 SchedulerName = Literal["default", "ddim", "ddpm", "dpm++", "unipc", "euler", "lcm"]
 
 
@@ -70,8 +72,21 @@ class TrainSettings:
 class GenerateSettings:
     """How pictures are made."""
 
-    router: RouterName = _setting("posterior", "uniform, prior, prompt or posterior")
+    router: RouterName = _setting(
+        "posterior", "uniform, prior, prompt or posterior; regional for prompts that join ideas"
+    )
     top_k: int = _setting(0, "keep the k largest weights of each picture and step; 0 keeps all")
+    min_weight: float = _setting(0.0, "leave out weights below this; the largest is always kept")
+    draw: DrawName = _setting(
+        "", "run one source, drawn by its weight: once a picture, or at each step; nothing runs the sum"
+    )
+    guidance_start: float = _setting(0.0, "guidance only from here, in 0 (all noise) to 1 (the picture)")
+    guidance_stop: float = _setting(1.0, "guidance only up to here")
+    unconditional: BranchName = _setting(
+        "recorded",
+        "unconditional branch: as each adapter was trained (recorded), backbone or adapter for all",
+    )
+    cache_interval: int = _setting(1, "run the UNet's deep part only every so many steps; 1 is every step")
     negative_prompt: str = _setting("", "what the unconditional branch is told")
     num_inference_steps: int = _setting(25, "denoising steps")
     guidance_scale: float = _setting(5.0, "classifier-free guidance; 1 is off")

@@ -54,6 +54,8 @@ class _Layer:
         if slot is None:
             return None
         x = args[0]
+        if self.a.device != output.device or self.a.dtype != output.dtype:  # the pipeline has moved the UNet
+            self.a, self.b = self.a.to(output), self.b.to(output)
         if len(x) != len(slot):
             raise BadInput(
                 f"a layer was handed {len(x)} rows where the UNet was handed {len(slot)}; "

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from promptcdm.compose import compose_noise, keep_top_k
+from promptcdm.compose import compose_noise, keep_largest, spread
 
 ALPHA_BAR = (0.999, 0.7, 0.2, 0.0047)
 N, D = 3, 6
@@ -84,7 +84,33 @@ def test_a_weight_of_zero_leaves_the_source_out_even_where_it_is_nan() -> None:
 
 def test_top_k_keeps_the_largest_and_renormalises() -> None:
     w = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
-    assert torch.allclose(keep_top_k(w, 2)[0], torch.tensor([0.625, 0.375, 0.0]))
-    assert torch.equal(keep_top_k(w, 1)[1], torch.tensor([0.0, 0.0, 1.0]))
-    assert keep_top_k(w, 0) is w
-    assert keep_top_k(w, 3) is w
+    assert torch.allclose(keep_largest(w, 2)[0], torch.tensor([0.625, 0.375, 0.0]))
+    assert torch.equal(keep_largest(w, 1)[1], torch.tensor([0.0, 0.0, 1.0]))
+    assert keep_largest(w, 0) is w
+    assert keep_largest(w, 3) is w
+
+
+def test_a_threshold_leaves_out_small_weights_but_never_the_largest() -> None:
+    w = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.3, 0.3]])
+    assert torch.allclose(keep_largest(w, 0, 0.25)[0], torch.tensor([0.625, 0.375, 0.0]))
+    assert torch.equal(keep_largest(w, 0, 0.45)[1], torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_regions_are_composed_place_by_place() -> None:
+    eps = torch.stack([torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)])
+    w = torch.zeros(1, 2, 2, 2)
+    w[:, 0, :, 0], w[:, 1, :, 1] = 1.0, 1.0
+    composed = compose_noise(eps, w)
+    assert (composed[..., 0] == 0).all()
+    assert (composed[..., 1] == 1).all()
+
+
+def test_the_error_of_leaving_sources_out_is_within_mass_times_spread() -> None:
+    generator = torch.Generator().manual_seed(3)
+    eps = torch.randn(4, 8, 2, 3, 3, generator=generator)
+    w = torch.randn(8, 4, generator=generator).softmax(1)
+    kept = keep_largest(w, 2)
+    mass = torch.where(kept == 0, w, torch.zeros_like(w)).sum(1)
+    error = (compose_noise(eps, w) - compose_noise(eps, kept)).flatten(1).square().mean(1).sqrt()
+    assert (error > 0).all()
+    assert (error <= mass * spread(eps)).all()

@@ -220,7 +220,9 @@ def test_top_1_runs_one_source_a_step(backbone: Backbone, store: AdapterStore) -
         ["a bird"], allowed=["birds", "cars"], backbone=backbone, store=store, settings=settings
     ).records[0]
     assert all(sorted(step.values()) == [0.0, 1.0] for step in record["weights_by_step"])
-    assert record["row_forwards"] == 3 * 2
+    assert record["row_forwards"] == 3 * 2 + 1, "the first step runs all"
+    assert [step["spread_of_step"] for step in record["dropped"]] == [0, 0, 0]
+    assert ["bound" in step for step in record["dropped"]] == [True, False, False]
 
 
 def test_same_command_same_bytes_in_any_folder(

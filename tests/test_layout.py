@@ -27,15 +27,25 @@ PACKAGE = ROOT / "promptcdm"
 LAYERS = [
     {"errors", "settings"},
     {"compose", "router", "statistics", "prompt", "tensorfile", "manifest", "captions", "picture", "shipped"}
-    | {"question_words", "kohya_names", "config", "progress"},
+    | {"question_words", "kohya_names", "config", "progress", "row_plan", "cached_forward"},
     {"draw", "regional"}
-    | {"source", "questions", "adapter_record", "lora", "lora_strength", "checkpoint", "caption_chunks"}
+    | {
+        "source",
+        "questions",
+        "adapter_record",
+        "lora",
+        "levers",
+        "lora_strength",
+        "checkpoint",
+        "caption_chunks",
+    }
     | {"flags", "demo_result"},
-    {"lora_format", "question_rules", "statements", "answer", "tifa", "demo_plan"},
-    {"model_card", "nano_judge", "hf_judge"},
-    {"adapter", "judge"},
+    {"lora_format", "slots", "question_rules", "statements", "answer", "tifa", "demo_plan"},
+    {"model_card", "engine", "nano_judge", "hf_judge"},
+    {"adapter", "judge", "feature_cache"},
     {"store", "backbone"},
-    {"composed_unet", "train", "forget"},
+    {"route"},
+    {"composed_unet", "train", "forget", "reference"},
     {"generate", "import_adapter", "evaluate"},
     {"timeline"},
     {"report"},
