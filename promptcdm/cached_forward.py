@@ -80,4 +80,4 @@ def shallow_share(unet: Any, arguments: Mapping[str, Any]) -> float:
         shallow_forward(unet, arguments["x_t"], arguments["deep"], **rest)
     with torch.no_grad(), FlopCounterMode(display=False) as full:
         unet(arguments["x_t"], return_dict=False, **rest)
-    return shallow.get_total_flops() / full.get_total_flops()
+    return float(shallow.get_total_flops() / full.get_total_flops())

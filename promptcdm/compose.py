@@ -60,4 +60,5 @@ def spread(eps: Tensor) -> Tensor:
     what is kept plus d times the mean of what is dropped.
     """
     flat = eps.flatten(2).float().transpose(0, 1)  # (B, N, CHW)
-    return torch.cdist(flat, flat).amax((1, 2)) / flat.shape[-1] ** 0.5
+    distance: Tensor = torch.cdist(flat, flat).amax((1, 2)) / float(flat.shape[-1]) ** 0.5
+    return distance

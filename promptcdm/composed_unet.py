@@ -156,7 +156,7 @@ class ComposedUNet(nn.Module):
 
     @property
     def encoder_hid_proj(self) -> Any:
-        """An IP-Adapter's projection, where one was loaded into the backbone before."""
+        """The projection of an IP-Adapter that was loaded into the backbone before."""
         return self.backbone.unet.encoder_hid_proj
 
     def set_attention_slice(self, slice_size: str | int | list[int]) -> None:
@@ -237,7 +237,8 @@ class ComposedUNet(nn.Module):
         if self._run.step == 0:
             self._check_texts(sample, encoder_hidden_states)
         self._run.t = float(t[-1])
-        eps = self._compose(call) if self.adapters else self._bare(call)
+        bare = RowPlan((BACKBONE,) * len(sample), tuple(range(len(sample))))
+        eps = self._compose(call) if self.adapters else self._predict(call, bare)
         self._run.step += 1
         return UNet2DConditionOutput(sample=eps) if return_dict else (eps,)
 
@@ -266,10 +267,6 @@ class ComposedUNet(nn.Module):
         self.weights.append(by_source(kept).float().cpu())
         kept = kept[:, acting]
         return compose_noise(eps, kept if guided is None else torch.cat([kept, kept]))
-
-    def _bare(self, call: _Call) -> Tensor:
-        rows = range(len(call.sample))
-        return self._predict(call, RowPlan((BACKBONE,) * len(rows), tuple(rows)))
 
     def _predict(self, call: _Call, plan: RowPlan) -> Tensor:
         """Predictions of the planned rows, (R, C, h, w), counted."""

@@ -47,11 +47,10 @@ class Rows:
         """The rows of these numbers."""
         i = torch.as_tensor(index, device=self.x_t.device)
         loras = tuple(self.loras[n] for n in index)
-        return Rows(*take_rows((self.x_t, self.t, self.embeds), i, len(self)), loras, **self._rest(i))
+        return Rows(loras=loras, **{name: take_rows(getattr(self, name), i, len(self)) for name in _PARTS})
 
-    def _rest(self, i: Tensor) -> dict[str, Any]:
-        parts = {"added": dict(self.added), "given": dict(self.given), "deep": self.deep}
-        return {name: take_rows(part, i, len(self)) for name, part in parts.items()}
+
+_PARTS = ("x_t", "t", "embeds", "added", "given", "deep")  # of Rows, what holds tensors
 
 
 def take_rows(value: Any, index: Tensor, count: int) -> Any:
@@ -60,7 +59,7 @@ def take_rows(value: Any, index: Tensor, count: int) -> Any:
         return value[index] if value.ndim and len(value) == count else value
     if isinstance(value, (list, tuple)):
         return type(value)(take_rows(part, index, count) for part in value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: take_rows(part, index, count) for key, part in value.items()}
     return value
 
@@ -253,9 +252,8 @@ def _joined(parts: list[Rows]) -> Rows:
         return first
 
     counts = [len(part) for part in parts]
-    tensors = [join([getattr(p, name) for p in parts], counts) for name in ("x_t", "t", "embeds")]
-    rest = {name: join([getattr(p, name) for p in parts], counts) for name in ("added", "given", "deep")}
-    return Rows(*tensors, tuple(lora for part in parts for lora in part.loras), **rest)
+    joined = {name: join([getattr(part, name) for part in parts], counts) for name in _PARTS}
+    return Rows(loras=tuple(lora for part in parts for lora in part.loras), **joined)
 
 
 def _padded(rows: Rows, count: int) -> Rows:
@@ -273,6 +271,5 @@ def _padded(rows: Rows, count: int) -> Rows:
             return {key: pad(part) for key, part in value.items()}
         return value
 
-    parts = [pad(getattr(rows, n)) for n in ("x_t", "t", "embeds")]
     loras = rows.loras + (None,) * (count - len(rows))
-    return Rows(*parts, loras, pad(rows.added), pad(rows.given), pad(rows.deep))
+    return Rows(loras=loras, **{name: pad(getattr(rows, name)) for name in _PARTS})

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from scene_set import scenes
 from torch import Tensor
 
-COPIES = 6  # shifted and scaled copies of each sprite; the first is the sprite itself
-SHARES = (0.65, 0.10, 0.25)  # of a batch: sprites, recoloured sprites, scenes
+COPIES = 6  # shifted and scaled copies of each sprite; the first is the sprite itself, and is drawn half of the time
+SHARES = (0.80, 0.06, 0.14)  # of a batch: sprites, recoloured sprites, scenes
+# People in every trade and gender, signs and icons are half of the sprites and few shapes: each is drawn less often.
+GROUP_WEIGHTS = {"people-body": 0.2, "symbols": 0.2, "own": 0.2}
 SCENES = 24_000
 COLOURED = 6_000
 
@@ -30,12 +32,16 @@ class LatentSet:
     text_of: np.ndarray  # (N,) index into texts
     texts: list[tuple[str, ...]]
     starts: tuple[int, int, int, int]  # first row of sprites, recoloured sprites, scenes, and N
+    shares: np.ndarray  # (sprites,) cumulative probability of each sprite, by its group's weight
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Rows of one batch, each kind by its share."""
         kinds = rng.choice(3, count, p=SHARES)
         low, high = np.array(self.starts[:3])[kinds], np.array(self.starts[1:])[kinds]
-        return low + (rng.random(count) * (high - low)).astype(np.int64)
+        rows = low + (rng.random(count) * (high - low)).astype(np.int64)
+        sprite = np.searchsorted(self.shares, rng.random(count) * self.shares[-1], side="right")
+        copy = rng.integers(0, COPIES, count) * (rng.random(count) < 0.5)
+        return np.where(kinds == 0, sprite * COPIES + copy, rows)
 
     def sample(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Scaled latents x_0 (B, 16, 8, 8), drawn from the posterior."""
@@ -64,8 +70,9 @@ def latent_set(folders: list[Path], vae: AutoencoderKL, run: Path) -> LatentSet:
     index = json.loads((run / "latents.json").read_text(encoding="utf-8"))
     scale = 1.0 / moments["mean"].float().std().item()
     texts = [tuple(text) for text in index["texts"]]
+    shares = np.cumsum([GROUP_WEIGHTS.get(group, 1.0) for group in index["groups"]])
     return LatentSet(
-        moments["mean"], moments["std"], scale, np.array(index["text_of"]), texts, tuple(index["starts"])
+        moments["mean"], moments["std"], scale, np.array(index["text_of"]), texts, tuple(index["starts"]), shares
     )
 
 
@@ -87,6 +94,7 @@ def _make(folders: list[Path], vae: AutoencoderKL, run: Path) -> None:
         "texts": texts,
         "text_of": text_of,
         "starts": starts,
+        "groups": [s.group for s in sprites],
         "concepts": sorted({s.concept for s in sprites}),
     }
     (run / "latents.json").write_text(json.dumps(index), encoding="utf-8")

@@ -26,13 +26,14 @@ class Sprite:
     label: str
     tags: tuple[str, ...]
     concept: str
+    group: str  # emojibase's main topic; "own" for an icon that is not an emoji
 
 
-def concepts_to_learn() -> dict[str, tuple[str, ...]]:
-    """Concepts that the backbone may see, with their tags; a concept that is not in the table is not seen either."""
+def concepts_to_learn() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Concepts that the backbone may see, with group and tags; one that is not in the table is not seen either."""
     with (EMOJI / "concepts.csv").open(encoding="utf-8", newline="") as rows:
         table = [row for row in csv.DictReader(rows) if row["nano"] == "train"]
-    return {row["concept"]: tuple(filter(None, row["tags"].split(";"))) for row in table}
+    return {row["concept"]: (row["group"], tuple(filter(None, row["tags"].split(";")))) for row in table}
 
 
 def load_sprites(folders: list[Path]) -> list[Sprite]:
@@ -46,7 +47,8 @@ def load_sprites(folders: list[Path]) -> list[Sprite]:
                 continue
             with Image.open(folder / row["file_name"]) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
-            sprites.append(Sprite(pixels, row["label"], learned[row["concept"]], row["concept"]))
+            group, tags = learned[row["concept"]]
+            sprites.append(Sprite(pixels, row["label"], tags, row["concept"], group))
     return sprites
 
 

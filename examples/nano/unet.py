@@ -54,9 +54,13 @@ def new_text_encoder() -> CLIPTextModel:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """Two resolutions, 8 x 8 and 4 x 4, cross-attention in both: about 20 M parameters."""
+    """Two resolutions, 8 x 8 and 4 x 4, cross-attention in both: about 20 M parameters.
+
+    The caption reaches it twice: by cross-attention, and pooled, added to the embedding of the timestep
+    (`addition_embed_type`), which every block hears. The second starts at zero.
+    """
     torch.manual_seed(2)
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=16,
         out_channels=16,
@@ -67,7 +71,11 @@ def new_unet() -> UNet2DConditionModel:
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
         norm_num_groups=32,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
     )
+    nn.init.zeros_(unet.add_embedding.norm2.weight)
+    return unet
 
 
 def new_scheduler() -> DDIMScheduler:
@@ -133,7 +141,9 @@ def load_run(
     if not (run / "unet.json").exists():
         for name, module in model.items() if start else ():
             weights = load_file(start / name / WEIGHTS[name])
-            module.load_state_dict({n: t.float() for n, t in weights.items()})
+            lacking, unknown = module.load_state_dict({n: t.float() for n, t in weights.items()}, strict=False)
+            if unknown or not all(n.startswith("add_embedding.") for n in lacking):
+                raise SystemExit(f"{start / name} is of another architecture: {(lacking + unknown)[:3]}")
         return 0, {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tensors = load_file(run / "unet.safetensors")
     part = {
@@ -162,7 +172,7 @@ def train(args: argparse.Namespace) -> None:
     alphas_cumprod = new_scheduler().alphas_cumprod
     started, mean_loss, first = time.time(), None, step
     while step < args.steps:
-        rate = LEARNING_RATE * min(1.0, (step + 1) / 500)
+        rate = LEARNING_RATE * min(1.0, (step + 1) / 200)
         rate *= min(1.0, (args.steps - step) / args.cooldown) if args.cooldown else 1.0
         for group in optimizer.param_groups:
             group["lr"] = rate
