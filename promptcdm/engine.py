@@ -201,7 +201,7 @@ class Engine:
         self.forwards += 1
         call = unet_arguments(rows)
         # The bare backbone alone is the stock UNet to the bit; a fixed shape runs the slots always.
-        slot_of_row = torch.tensor(slots, device=rows.x_t.device) if any(slots) or self.bucket else None
+        slot_of_row = self.slots.index(slots, rows.x_t.device) if any(slots) or self.bucket else None
         with self.slots.acting(slot_of_row):
             if rows.deep is not None:
                 return shallow_forward(self.unet, rows.x_t, rows.deep, **call)[:count], None

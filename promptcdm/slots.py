@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from promptcdm.errors import AdapterMismatch, BadInput
 from promptcdm.lora import PREFIX, plain_layers
 
+INDICES = 64  # combinations of rows that are remembered
+
 
 @dataclass(frozen=True, eq=False)
 class SlotLora:
@@ -46,6 +48,7 @@ class _Layer:
         self.layer, self.slots = layer, slots
         self.a = weight.new_zeros(count, rank, weight[0].numel())
         self.b = weight.new_zeros(count, len(weight), rank)
+        self.gathered: tuple[Tensor, Tensor, Tensor] | None = None  # slots of the rows, and their A and B
         self.handle = layer.register_forward_hook(self.add)
 
     def add(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -54,19 +57,26 @@ class _Layer:
         if slot is None:
             return None
         x = args[0]
-        if self.a.device != output.device or self.a.dtype != output.dtype:  # the pipeline has moved the UNet
-            self.a, self.b = self.a.to(output), self.b.to(output)
         if len(x) != len(slot):
             raise BadInput(
                 f"a layer was handed {len(x)} rows where the UNet was handed {len(slot)}; "
                 "switch off forward chunking, it splits the rows"
             )
-        a, b = self.a[slot], self.b[slot]
+        a, b = self._of_rows(slot, output)
         if isinstance(layer, nn.Conv2d):
             patches = _patches(x, layer)  # (R, in * kh * kw, T)
             return torch.baddbmm(output.flatten(2), b, torch.bmm(a, patches)).view_as(output)
         h = torch.bmm(x.reshape(len(x), -1, x.shape[-1]), a.mT)  # (R, T, r)
         return torch.baddbmm(output.reshape(len(x), -1, output.shape[-1]), h, b.mT).view_as(output)
+
+    def _of_rows(self, slot: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's A and B. The rows of a run are in the same slots for many calls: they are gathered once."""
+        if self.a.device != like.device or self.a.dtype != like.dtype:  # the pipeline has moved the UNet
+            self.a, self.b = self.a.to(like), self.b.to(like)
+            self.gathered = None
+        if self.gathered is None or self.gathered[0] is not slot:
+            self.gathered = slot, self.a[slot], self.b[slot]
+        return self.gathered[1:]
 
 
 class Slots:
@@ -82,6 +92,7 @@ class Slots:
         self.unet, self.count, self.rank, self.fixed = unet, count, rank, rank > 0
         self.slot_of_row: Tensor | None = None  # (R,) while rows are being run
         self._layers: dict[str, _Layer] = {}
+        self._indices: dict[tuple[object, ...], Tensor] = {}
         self._held: dict[int, SlotLora] = {}  # slot -> adapter, least recently used first
         for name in targets:
             self._layers[name] = _Layer(plain_layers(unet)[name], self, count, max(rank, 1))
@@ -105,6 +116,15 @@ class Slots:
                 placed[key] = slot
             self._held[placed[key]] = self._held.pop(placed[key])  # most recently used
         return {key: placed[key] for key in wanted}
+
+    def index(self, slots: Sequence[int], device: torch.device) -> Tensor:
+        """Slots of the rows as a tensor, (R,): the same one for as long as nothing in the slots changes."""
+        key = (*slots, device)
+        if key not in self._indices:
+            if len(self._indices) >= INDICES:
+                self._indices.clear()
+            self._indices[key] = torch.tensor(list(slots), device=device)
+        return self._indices[key]
 
     @contextmanager
     def acting(self, slot_of_row: Tensor | None) -> Iterator[None]:
@@ -140,12 +160,19 @@ class Slots:
         return free
 
     def _zero(self, slot: int) -> None:
+        self._changed()
         del self._held[slot]
         for layer in self._layers.values():
             layer.a[slot].zero_()
             layer.b[slot].zero_()
 
+    def _changed(self) -> None:
+        self._indices.clear()
+        for layer in self._layers.values():
+            layer.gathered = None
+
     def _fill(self, slot: int, lora: SlotLora) -> None:
+        self._changed()
         for module, (a, b) in _pairs(lora).items():
             if len(a) > self.rank:
                 self._widen(len(a))
