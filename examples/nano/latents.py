@@ -72,7 +72,13 @@ def latent_set(folders: list[Path], vae: AutoencoderKL, run: Path) -> LatentSet:
     texts = [tuple(text) for text in index["texts"]]
     shares = np.cumsum([GROUP_WEIGHTS.get(group, 1.0) for group in index["groups"]])
     return LatentSet(
-        moments["mean"], moments["std"], scale, np.array(index["text_of"]), texts, tuple(index["starts"]), shares
+        moments["mean"],
+        moments["std"],
+        scale,
+        np.array(index["text_of"]),
+        texts,
+        tuple(index["starts"]),
+        shares,
     )
 
 

@@ -141,7 +141,9 @@ def load_run(
     if not (run / "unet.json").exists():
         for name, module in model.items() if start else ():
             weights = load_file(start / name / WEIGHTS[name])
-            lacking, unknown = module.load_state_dict({n: t.float() for n, t in weights.items()}, strict=False)
+            lacking, unknown = module.load_state_dict(
+                {n: t.float() for n, t in weights.items()}, strict=False
+            )
             if unknown or not all(n.startswith("add_embedding.") for n in lacking):
                 raise SystemExit(f"{start / name} is of another architecture: {(lacking + unknown)[:3]}")
         return 0, {name: tensor.clone() for name, tensor in model.state_dict().items()}
