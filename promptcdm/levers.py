@@ -1,6 +1,6 @@
 """The levers that save rows, each by itself: what a step leaves out, and what that costs in exactness.
 
-unconditional      the bare backbone's row is shared by all sources that were trained for it   exact where recorded
+unconditional_from the bare backbone's row is shared by all sources that were trained for it   exact where recorded
 top_k, min_weight  only the largest weights are run                        error bounded by mass times spread
 draw               one source is drawn by its weight, once or at each call                     exact in distribution
 guidance_start/stop  guidance only in a part of the noise levels                               another guidance
@@ -25,7 +25,7 @@ class Levers:
     draw: DrawName = ""
     guidance_start: float = 0.0
     guidance_stop: float = 1.0
-    unconditional: BranchName = "recorded"
+    unconditional_from: BranchName = "recorded"
     cache_interval: int = 1
 
     @property
@@ -35,7 +35,7 @@ class Levers:
 
     def own_unconditional(self, recorded: str) -> bool:
         """Whether a source whose adapter was trained for the branch `recorded` draws its own unconditional row."""
-        return (recorded if self.unconditional == "recorded" else self.unconditional) == "adapter"
+        return (recorded if self.unconditional_from == "recorded" else self.unconditional_from) == "adapter"
 
     def check(self) -> None:
         """Raise BadInput for a value out of range."""
@@ -50,7 +50,7 @@ class Levers:
             )
         if self.cache_interval < 1:
             raise BadInput(f"cache_interval is {self.cache_interval}; it takes 1 (no cache) or more")
-        for name, accepted in (("draw", get_args(DrawName)), ("unconditional", get_args(BranchName))):
+        for name, accepted in (("draw", get_args(DrawName)), ("unconditional_from", get_args(BranchName))):
             if getattr(self, name) not in accepted:
                 words = ", ".join(word or '""' for word in accepted)
                 raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: {words}")

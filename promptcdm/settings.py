@@ -82,7 +82,7 @@ class GenerateSettings:
     )
     guidance_start: float = _setting(0.0, "guidance only from here, in 0 (all noise) to 1 (the picture)")
     guidance_stop: float = _setting(1.0, "guidance only up to here")
-    unconditional: BranchName = _setting(
+    unconditional_from: BranchName = _setting(
         "recorded",
         "unconditional branch: as each adapter was trained (recorded), backbone or adapter for all",
     )

@@ -55,7 +55,9 @@ def test_without_levers_every_source_runs_and_the_unconditional_row_is_shared(
 
 
 def test_each_may_draw_its_own_unconditional_row(backbone: Backbone, store: AdapterStore) -> None:
-    shared, own = (made(backbone, store, "birds", "cars", unconditional=b) for b in ("recorded", "adapter"))
+    shared, own = (
+        made(backbone, store, "birds", "cars", unconditional_from=b) for b in ("recorded", "adapter")
+    )
     assert rows(own) == 6 * 4
     assert (pixels(own) != pixels(shared)).any()
 
@@ -120,7 +122,7 @@ def test_regions_weigh_place_by_place(backbone: Backbone, store: AdapterStore) -
         ({"guidance_start": 0.7, "guidance_stop": 0.3}, "must be in order"),
         ({"cache_interval": 0}, "cache_interval is 0"),
         ({"draw": "twice"}, "draw is 'twice'; accepted"),
-        ({"unconditional": "none"}, "unconditional is 'none'"),
+        ({"unconditional_from": "none"}, "unconditional_from is 'none'"),
         ({"draw": "once", "top_k": 1}, "does not go with top_k"),
     ],
 )

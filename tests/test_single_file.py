@@ -14,6 +14,7 @@ from typing import Any
 
 import diffusers
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from conftest import WIDTH
@@ -244,7 +245,9 @@ def test_an_adapter_of_the_folder_draws_the_same_on_the_single_file(
         return made.images[0].tobytes()
 
     from_folder, from_file = (picture(backbone, "birds") for backbone in backbones)
-    assert from_file == from_folder
+    # The same weights at other addresses: kernels may round the last bit otherwise.
+    levels = [np.frombuffer(picture, np.uint8).astype(int) for picture in (from_file, from_folder)]
+    assert np.abs(levels[0] - levels[1]).max() <= 1
     assert from_file != picture(first), "the adapter shows"
 
 
