@@ -67,7 +67,9 @@ class _Layer:
             patches = _patches(x, layer)  # (R, in * kh * kw, T)
             return torch.baddbmm(output.flatten(2), b, torch.bmm(a, patches)).view_as(output)
         h = torch.bmm(x.reshape(len(x), -1, x.shape[-1]), a.mT)  # (R, T, r)
-        return torch.baddbmm(output.reshape(len(x), -1, output.shape[-1]), h, b.mT).view_as(output)
+        # In place: the layer has just made its output, and nobody else holds it.
+        output.view(len(x), -1, output.shape[-1]).baddbmm_(h, b.mT)
+        return output
 
     def _of_rows(self, slot: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Each row's A and B. The rows of a run are in the same slots for many calls: they are gathered once."""
