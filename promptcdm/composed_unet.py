@@ -32,7 +32,7 @@ from promptcdm.levers import Levers
 from promptcdm.prompt import PromptEmbeds
 from promptcdm.route import NEED_PROMPT, Texts, check_router, router_of
 from promptcdm.router import Router
-from promptcdm.row_plan import BACKBONE, RowPlan, plan_rows
+from promptcdm.row_plan import BACKBONE, RowPlan, bare_rows, plan_rows
 from promptcdm.settings import RouterName
 from promptcdm.slots import SlotLora
 
@@ -125,12 +125,10 @@ class ComposedUNet(nn.Module):
             raise
 
     def _start(self) -> None:
-        self.weights: list[
-            Tensor
-        ] = []  # one (n, N) a UNet call, the mean over the places where it is by region
-        self.row_forwards = torch.zeros(
-            0
-        )  # (n,) rows run so far, a picture; a shallow row by its share of FLOPs
+        # One (n, N) a UNet call, the mean over the places where it is by region.
+        self.weights: list[Tensor] = []
+        # (n,) rows run so far, a picture; a shallow row by its share of FLOPs.
+        self.row_forwards = torch.zeros(0)
         self.dropped: list[dict[str, Any]] = []  # what top_k and min_weight left out, a UNet call
         self._run = _Run(FeatureCache(self.backbone.engine, self.levers.cache_interval))
 
@@ -237,8 +235,7 @@ class ComposedUNet(nn.Module):
         if self._run.step == 0:
             self._check_texts(sample, encoder_hidden_states)
         self._run.t = float(t[-1])
-        bare = RowPlan((BACKBONE,) * len(sample), tuple(range(len(sample))))
-        eps = self._compose(call) if self.adapters else self._predict(call, bare)
+        eps = self._compose(call) if self.adapters else self._predict(call, bare_rows(len(sample)))
         self._run.step += 1
         return UNet2DConditionOutput(sample=eps) if return_dict else (eps,)
 
@@ -246,22 +243,23 @@ class ComposedUNet(nn.Module):
         run, levers, n = self._run, self.levers, call.n
         router = self._router()
         alpha_bar = self.backbone.alpha_bar(call.t[-n:]).to(call.sample.device)
-        w = None
+        w = kept = None
         if not router.needs_eps:
             w, run.state = router.route(run.state, call.x_t, alpha_bar, None)
+            kept = keep_largest(w, levers.top_k, levers.min_weight)
         # Where rows will be left out, the first call runs all of them: how far the sources are apart is known once.
-        all_run = w is None or (levers.drops and run.step == 0)
+        all_run = kept is None or (levers.drops and run.step == 0)
         active = torch.ones(n, len(self.adapters), dtype=torch.bool)
-        if w is not None and not all_run:
-            active = by_source(keep_largest(w, levers.top_k, levers.min_weight)).ne(0).cpu()
+        if kept is not None and not all_run:
+            active = by_source(kept).ne(0).cpu()
         guided = self._guided_now(call)
         plan = plan_rows(active, guided, self._own_unconditional)
         acting = sorted(set(plan.source) - {BACKBONE})
         eps = self._place(self._predict(call, plan), call, plan, acting, guided)
-        if w is None:
+        if w is None or kept is None:
             noise = self.backbone.as_noise(eps[:, -n:], call.x_t, alpha_bar)
             w, run.state = router.route(run.state, call.x_t, alpha_bar, noise)
-        kept = keep_largest(w, levers.top_k, levers.min_weight)
+            kept = keep_largest(w, levers.top_k, levers.min_weight)
         if levers.drops:
             self._note_dropped(w, kept, eps, n, guided, all_run)
         self.weights.append(by_source(kept).float().cpu())

@@ -55,12 +55,17 @@ _PARTS = ("x_t", "t", "embeds", "added", "given", "deep")  # of Rows, what holds
 
 def take_rows(value: Any, index: Tensor, count: int) -> Any:
     """`value` with every tensor of length `count` in it reduced to the rows `index`."""
+    return _by_row(value, count, lambda tensor: tensor[index])
+
+
+def _by_row(value: Any, count: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with every tensor of length `count` in it changed; what is not by row stays."""
     if isinstance(value, Tensor):
-        return value[index] if value.ndim and len(value) == count else value
+        return change(value) if value.ndim and len(value) == count else value
     if isinstance(value, (list, tuple)):
-        return type(value)(take_rows(part, index, count) for part in value)
+        return type(value)(_by_row(part, count, change) for part in value)
     if isinstance(value, Mapping):
-        return {key: take_rows(part, index, count) for key, part in value.items()}
+        return {key: _by_row(part, count, change) for key, part in value.items()}
     return value
 
 
@@ -258,18 +263,10 @@ def _joined(parts: list[Rows]) -> Rows:
 
 def _padded(rows: Rows, count: int) -> Rows:
     """Rows of zeros at the end, in slot 0, up to `count`."""
+    more = count - len(rows)
 
-    def pad(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            by_row = value.ndim and len(value) == len(rows)
-            return (
-                torch.cat([value, value.new_zeros(count - len(rows), *value.shape[1:])]) if by_row else value
-            )
-        if isinstance(value, (list, tuple)):
-            return type(value)(map(pad, value))
-        if isinstance(value, Mapping):
-            return {key: pad(part) for key, part in value.items()}
-        return value
+    def pad(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor.new_zeros(more, *tensor.shape[1:])])
 
-    loras = rows.loras + (None,) * (count - len(rows))
-    return Rows(loras=loras, **{name: pad(getattr(rows, name)) for name in _PARTS})
+    padded = {name: _by_row(getattr(rows, name), len(rows), pad) for name in _PARTS}
+    return Rows(loras=rows.loras + (None,) * more, **padded)

@@ -28,6 +28,11 @@ class RowPlan:
         return len(self.source)
 
 
+def bare_rows(count: int) -> RowPlan:
+    """Every row of the pipeline's call, on the bare backbone."""
+    return RowPlan((BACKBONE,) * count, tuple(range(count)))
+
+
 def plan_rows(active: Tensor, guided: Sequence[bool] | None, own_unconditional: Sequence[bool]) -> RowPlan:
     """Rows for `active` (n, N) sources of each picture.
 

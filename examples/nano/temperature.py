@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -31,6 +32,7 @@ from promptcdm.router import (
     Temperatures,
     log_densities,
     prompt_prior,
+    stack_statistics,
     temperature_at,
 )
 from promptcdm.statistics import caption_prototypes, latent_covariance, latent_statistics
@@ -41,6 +43,14 @@ PROMPT = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 CONSTANT = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 96.0, 128.0, 192.0, 256.0)
 STEPS = 150
 Temperature = float | Temperatures
+
+
+class Latents(NamedTuple):
+    """What one topic says of its latents, as `stack_statistics` takes it."""
+
+    latent_mean: Tensor
+    latent_var: Tensor
+    latent_factor: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -125,29 +135,18 @@ def measure(
         mean, std = backbone.encode_images([Image.open(file).convert("RGB") for file, _ in items])
         text = torch.cat([backbone.encode_prompts([caption]).mean.float().cpu() for _, caption in items])
         own, rest = slice(0, None, 2), slice(1, None, 2)
-        diagonal.append(latent_statistics(mean[own] * scale, std[own] * scale))
+        diagonal.append(Latents(*latent_statistics(mean[own] * scale, std[own] * scale)))
         centre, var, factor = latent_covariance(mean[own] * scale, std[own] * scale)
         assert factor is not None, f"{topic} has too few pictures"
-        low_rank.append((centre, var, factor))
+        low_rank.append(Latents(centre, var, factor))
         prototypes.append(caption_prototypes(text[own])[0])
         held.append((mean[rest] * scale, text[rest], torch.full((len(text[rest]),), number)))
         print(f"{topic}: {len(items)} pictures, rank {len(factor)}")
     statistics = {
-        "diagonal": SourceStatistics(*(torch.stack(part) for part in zip(*diagonal, strict=True))),
-        "low rank": stacked(low_rank),
+        "diagonal": stack_statistics(diagonal),
+        "low rank": stack_statistics(low_rank),
     }
     return statistics, prototypes, [torch.cat(part) for part in zip(*held, strict=True)]
-
-
-def stacked(parts: list[tuple[Tensor, Tensor, Tensor]]) -> SourceStatistics:
-    """Statistics of all topics; a factor of lower rank is filled up with zeros."""
-    rank = max(len(factor) for _, _, factor in parts)
-    factors = [torch.cat([f, f.new_zeros(rank - len(f), *f.shape[1:])]) for _, _, f in parts]
-    return SourceStatistics(
-        torch.stack([mean for mean, _, _ in parts]),
-        torch.stack([var for _, var, _ in parts]),
-        torch.stack(factors),
-    )
 
 
 @torch.no_grad()
