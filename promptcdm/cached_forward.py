@@ -18,19 +18,31 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-@contextmanager
-def deep_features(unet: Any) -> Iterator[list[Tensor]]:
-    """Collect, in full forwards inside, what the last layer reads from below."""
-    kept: list[Tensor] = []
+class DeepFeatures:
+    """Keeps, in full forwards while it is `on`, what the last layer reads from below."""
 
-    def keep(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        kept.append(args[0][:, : -unet.conv_in.out_channels])  # the skip from conv_in is joined behind it
+    def __init__(self, unet: Any) -> None:
+        self.skip = unet.conv_in.out_channels  # the skip from conv_in is joined behind it
+        self.on, self.kept = False, torch.empty(0)
+        self.handle = unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(self._keep)
 
-    handle = unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(keep)
-    try:
-        yield kept
-    finally:
-        handle.remove()
+    def _keep(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if self.on:
+            self.kept = args[0][:, : -self.skip]
+
+    @contextmanager
+    def keeping(self, on: bool) -> Iterator[None]:
+        """Keep, or not, in the forwards inside."""
+        self.on = on
+        try:
+            yield
+        finally:
+            self.on = False
+
+    def take(self) -> Tensor:
+        """What was kept, (R, C', h, w); it is not held any longer."""
+        kept, self.kept = self.kept, torch.empty(0)
+        return kept
 
 
 def shallow_forward(

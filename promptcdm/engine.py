@@ -14,12 +14,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from promptcdm.cached_forward import deep_features, shallow_forward, shallow_share
+from promptcdm.cached_forward import DeepFeatures, shallow_forward, shallow_share
 from promptcdm.errors import BadInput, PromptCDMError
 from promptcdm.slots import SlotLora, Slots
 
@@ -99,13 +100,23 @@ class Engine:
         self._waiting: list[_Job] = []
         self._adding = threading.Lock()
         self._shares: dict[tuple[int, ...], float] = {}
+        self.compiled = False
+        self._deep: DeepFeatures | None = None  # a hook on the UNet, from the first use on
         self._full: Callable[..., Any] = unet
+        self._shallow: Callable[..., Tensor] = partial(shallow_forward, unet)
 
     def compile(self, **options: Any) -> None:
-        """Compile the forward with `torch.compile(**options)`. Needs a bucket, `rank` and `targets`: fixed shapes."""
+        """Compile both forwards, full and shallow, with `torch.compile(**options)`: for CUDA graphs, `mode=
+        "reduce-overhead"`. Needs a bucket, `rank` and `targets`: nothing that comes later changes a shape, and nothing
+        is compiled anew.
+        """
         if not self.bucket or not self.targets:
             raise BadInput("a compiled engine needs fixed shapes: give it bucket, rank and targets")
+        self._deep = self._deep or DeepFeatures(self.unet)  # a hook that comes later would not be seen
+        self.slots.pin()
+        self.compiled = True
         self._full = torch.compile(self.unet, **options)
+        self._shallow = torch.compile(partial(shallow_forward, self.unet), **options)
 
     def predict(self, rows: Rows, *, keep_deep: bool = False) -> tuple[Tensor, Tensor | None]:
         """Predictions (R, C, h, w), and with `keep_deep` the deep features that a later shallow pass takes.
@@ -209,13 +220,18 @@ class Engine:
         slot_of_row = self.slots.index(slots, rows.x_t.device) if any(slots) or self.bucket else None
         with self.slots.acting(slot_of_row):
             if rows.deep is not None:
-                return shallow_forward(self.unet, rows.x_t, rows.deep, **call)[:count], None
-            if keep_deep:
-                with deep_features(self.unet) as kept:
-                    (eps,) = self._full(rows.x_t, return_dict=False, **call)
-                return eps[:count], kept[0][:count]
-            (eps,) = self._full(rows.x_t, return_dict=False, **call)
-            return eps[:count], None
+                return self._own(self._shallow(rows.x_t, rows.deep, **call)[:count]), None
+            if not keep_deep:
+                (eps,) = self._full(rows.x_t, return_dict=False, **call)
+                return self._own(eps[:count]), None
+            self._deep = self._deep or DeepFeatures(self.unet)
+            with self._deep.keeping(True):
+                (eps,) = self._full(rows.x_t, return_dict=False, **call)
+            return self._own(eps[:count]), self._own(self._deep.take()[:count])
+
+    def _own(self, made: Tensor) -> Tensor:
+        """A CUDA graph writes its next output over this one: what leaves a compiled forward is copied."""
+        return made.clone() if self.compiled else made
 
 
 def unet_arguments(rows: Rows) -> dict[str, Any]:

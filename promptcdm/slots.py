@@ -73,12 +73,18 @@ class _Layer:
 
     def _of_rows(self, slot: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Each row's A and B. The rows of a run are in the same slots for many calls: they are gathered once."""
-        if self.a.device != like.device or self.a.dtype != like.dtype:  # the pipeline has moved the UNet
-            self.a, self.b = self.a.to(like), self.b.to(like)
-            self.gathered = None
+        if torch.compiler.is_compiling():  # the stacks and the slots are inputs of the graph
+            return self.a[slot], self.b[slot]
+        self.to(like)
         if self.gathered is None or self.gathered[0] is not slot:
             self.gathered = slot, self.a[slot], self.b[slot]
         return self.gathered[1:]
+
+    def to(self, like: Tensor) -> None:
+        """Follow the UNet, which the pipeline may have moved."""
+        if self.a.device != like.device or self.a.dtype != like.dtype:
+            self.a, self.b = self.a.to(like), self.b.to(like)
+            self.gathered = None
 
 
 class Slots:
@@ -136,6 +142,13 @@ class Slots:
             yield
         finally:
             self.slot_of_row = None
+
+    def pin(self) -> None:
+        """Keep the stacks where they are in memory, so that a CUDA graph reads them in place."""
+        for layer in self._layers.values():
+            layer.to(layer.layer.weight)
+            torch._dynamo.mark_static_address(layer.a)
+            torch._dynamo.mark_static_address(layer.b)
 
     def sources(self) -> list[str]:
         """Sources that are in a slot, least recently used first."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from promptcdm.backbone import Backbone
 from promptcdm.engine import Engine, Rows
@@ -257,3 +258,37 @@ def test_rows_without_a_valid_cache_run_in_full(backbone: Backbone) -> None:
     assert torch.allclose(both[:1], first, atol=1e-6)
     assert cache.predict(rows, ["birds", "cars"], 3)[1].tolist() == [1, 1]
     engine.slots.close()
+
+
+def test_nothing_that_comes_later_is_compiled_anew(tiny_sd1: Path) -> None:
+    """Adapters, their ranks and strengths, allowed sets, timesteps and counts of rows: three graphs serve them all."""
+    backbone = Backbone.load(tiny_sd1, device="cpu")  # its own: what is compiled stays with the UNet
+    targets = [name for name in backbone.module_shapes if ".to_" in name]
+    compiled = Engine(backbone.unet, slots=4, bucket=4, rank=4, targets=targets)
+    compiled.compile(backend=(counter := CompileCounter()))
+    loras = [random_lora(backbone, f"s{i}", rank, i) for i, rank in enumerate((2, 3, 4, 1, 2))]
+    some = [None, loras[0], loras[1]]
+    made, known = [], []
+    for allowed in (
+        some,
+        [loras[2], None],
+        [loras[3], loras[4], loras[0]],
+        [replace(loras[1], strength=0.3)],
+    ):
+        rows = random_rows(backbone, allowed, seed=len(made))
+        eps = compiled.predict(rows)[0]
+        kept, deep = compiled.predict(rows, keep_deep=True)
+        assert deep is not None
+        shallow = compiled.predict(replace(rows, deep=deep))[0]
+        assert torch.allclose(kept, eps, atol=1e-5)
+        assert torch.allclose(shallow, eps, atol=1e-5), (
+            "with features of the same step it is the same function"
+        )
+        made.append((rows, eps))
+        known.append(counter.frame_count)
+    assert known[0] == 3, "full, full with its deep features kept, shallow"
+    assert known == known[:1] * 4
+    compiled.slots.close()
+    torch._dynamo.reset()
+    for rows, eps in made:
+        assert torch.allclose(loop_over_sources(backbone.unet, rows), eps, atol=1e-5)

@@ -2,8 +2,8 @@
 
     python examples/nano/unet.py --pictures DIR --run DIR --steps N [--cooldown N]
 
-v-prediction with its weight held at SNR + 1 = 5, after min-SNR (Hang et al. 2023), batch 48, bf16 autocast over fp32
-weights, EMA. The learning rate is constant after a warm-up, so a run can be lengthened at will; `--cooldown N` takes it
+v-prediction with its weight held at SNR + 1 = 5, after min-SNR (Hang et al. 2023), batch 64, bf16 autocast over fp32
+weights, Muon and AdamW (`optimizer.py`), EMA. The learning rate is constant after a warm-up, so a run can be lengthened at will; `--cooldown N` takes it
 to zero over the last N steps. Every random number is a function of the step, so a resumed run goes on as if it had not
 stopped.
 """
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from latents import LatentSet, latent_set
+from optimizer import MatrixOptimizer
 from safetensors.torch import load_file, save_file
 from tokenizer import MAX_LENGTH, VOCABULARY
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vae import new_vae
 from wordings import caption
 
-BATCH = 48
+BATCH = 64
 WIDTH = 192  # of the text encoder and of cross-attention
 LEARNING_RATE = 7e-4
 CHECKPOINT_EVERY = 250
@@ -120,14 +121,10 @@ def loss_at(
 
 
 def save_run(
-    run: Path, step: int, model: nn.ModuleDict, ema: dict[str, Tensor], optimizer: torch.optim.AdamW
+    run: Path, step: int, model: nn.ModuleDict, ema: dict[str, Tensor], optimizer: MatrixOptimizer
 ) -> None:
     """Write the checkpoint beside the old one and rename, so that a kill loses nothing."""
-    parts = {"model": model.state_dict(), "ema": ema}
-    names = {p: n for n, p in model.named_parameters()}
-    parts["optimizer"] = {
-        f"{names[p]}|{k}": v for p, state in optimizer.state.items() for k, v in state.items()
-    }
+    parts = {"model": model.state_dict(), "ema": ema, "optimizer": optimizer.state()}
     tensors = {f"{part}/{name}": t.contiguous() for part, named in parts.items() for name, t in named.items()}
     save_file(tensors, run / "unet.safetensors.partial", {"step": str(step)})
     (run / "unet.safetensors.partial").replace(run / "unet.safetensors")
@@ -135,7 +132,7 @@ def save_run(
 
 
 def load_run(
-    run: Path, model: nn.ModuleDict, optimizer: torch.optim.AdamW, start: Path | None
+    run: Path, model: nn.ModuleDict, optimizer: MatrixOptimizer, start: Path | None
 ) -> tuple[int, dict[str, Tensor]]:
     """Step and EMA weights of the last checkpoint, or of a fresh run (from `start`, if given); the model is filled."""
     if not (run / "unet.json").exists():
@@ -153,10 +150,7 @@ def load_run(
         for p in ("model", "ema", "optimizer")
     }
     model.load_state_dict(part["model"])
-    for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
-            k: part["optimizer"][f"{name}|{k}"] for k in ("step", "exp_avg", "exp_avg_sq")
-        }
+    optimizer.load(part["optimizer"])
     return json.loads((run / "unet.json").read_text())["step"], part["ema"]
 
 
@@ -167,22 +161,17 @@ def train(args: argparse.Namespace) -> None:
     data = latent_set(args.pictures, vae.eval(), args.run)
     tokenizer = CLIPTokenizer.from_pretrained(args.run / "tokenizer")
     model = nn.ModuleDict({"text_encoder": new_text_encoder(), "unet": new_unet()})
-    optimizer = torch.optim.AdamW(
-        model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
+    optimizer = MatrixOptimizer(model, LEARNING_RATE)
     step, ema = load_run(args.run, model, optimizer, args.start)
     alphas_cumprod = new_scheduler().alphas_cumprod
     started, mean_loss, first = time.time(), None, step
     while step < args.steps:
         rate = LEARNING_RATE * min(1.0, (step + 1) / 200)
         rate *= min(1.0, (args.steps - step) / args.cooldown) if args.cooldown else 1.0
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         loss = loss_at(step, model, tokenizer, data, alphas_cumprod)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizer.step(rate)
         decay = min(0.998, (1 + step) / (10 + step))
         torch._foreach_lerp_(
             [ema[n] for n, _ in model.named_parameters()], [p.data for p in model.parameters()], 1 - decay
