@@ -19,8 +19,8 @@ A run is `--calls` guided UNet calls from noise to picture. K sources with rando
 
 CPU time of the process with one thread (on a GPU: CUDA events), minimum and median over the repeats. The error is that
 of the guided prediction against `loop`'s, root mean square over that of `loop`, the mean over the calls. `mfu` is the
-FLOPs of the rows that were asked for over what the device could have done in that time (`--peak-tflops`, or known by the
-GPU's name), `gib` the peak of GPU memory.
+FLOPs of the rows that were asked for over what the device could have done in that time (`--peak-tflops`, or known by
+the GPU's name), `gib` the peak of GPU memory.
 """
 
 from __future__ import annotations
