@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from promptcdm import __version__
+from promptcdm.cli_evaluate import evaluate_app, say_table
 from promptcdm.config import read_config, settle
 from promptcdm.errors import AdapterMismatch, BadInput, BadSource, PromptCDMError, RunFailed
 from promptcdm.flags import Config, Mismatch, Replace, Store, read_names, read_strengths, with_flags
@@ -49,7 +50,6 @@ app = typer.Typer(
         "max_content_width": 110,
     },
 )
-evaluate_app = typer.Typer(help="Score pictures.", rich_markup_mode=None)
 app.add_typer(evaluate_app, name="evaluate")
 
 
@@ -298,7 +298,7 @@ def evaluate_tifa(
 
     from promptcdm.evaluate import run_tifa
 
-    _say_table(run_tifa(questions, images, judge, out, seed=seed, device=device).table())
+    say_table(run_tifa(questions, images, judge, out, seed=seed, device=device).table())
 
 
 @app.command()
@@ -318,7 +318,7 @@ def sources(
     for r in records:
         facts = (str(r[key]) for key in ("source", "kind", "items", "license", "author"))
         rows.append((*facts, r["backbone"]["name"], r["sha256"][:12]))
-    _say_table(rows)
+    say_table(rows)
 
 
 @app.command()
@@ -376,10 +376,3 @@ def demo(
     from promptcdm.demo import run_demo
 
     run_demo(out, on_progress=typer.echo)
-
-
-def _say_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of text in columns, the first left, as wide as they need."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -119,3 +119,17 @@ class ImportSettings:
     )
     unet_only: bool = _setting(False, "leave out a text-encoder LoRA in the same file")
     weight_name: str | None = _setting(None, "which of several files of a folder or repository")
+
+
+@dataclass(frozen=True)
+class FidelitySettings:
+    """How two folders of pictures are compared."""
+
+    subsample: int = _setting(
+        0, "draw so many pictures of each folder, by the seed; 0 takes all, which must be equally many"
+    )
+    neighbours: int = _setting(5, "k of precision, recall, density and coverage")
+    splits: int = _setting(10, "how often the real pictures are split to compare them with each other")
+    batch_size: int = _setting(32, "pictures that the model reads at once")
+    seed: int = _setting(0, "seed of what is drawn: pictures, groups of the intervals, splits")
+    device: str = _setting("auto", "auto, cpu, cuda or mps")

@@ -27,8 +27,10 @@ PACKAGE = ROOT / "promptcdm"
 LAYERS = [
     {"errors", "settings"},
     {"compose", "router", "statistics", "prompt", "tensorfile", "manifest", "captions", "picture", "shipped"}
-    | {"question_words", "kohya_names", "config", "progress", "row_plan", "cached_forward"},
+    | {"question_words", "kohya_names", "config", "progress", "row_plan", "cached_forward"}
+    | {"feature_pair", "jackknife", "tower"},
     {"draw", "regional"}
+    | {"frechet", "mmd", "manifold", "inception", "dinov2", "clip_tower", "picture_folder"}
     | {
         "source",
         "questions",
@@ -40,16 +42,18 @@ LAYERS = [
         "caption_chunks",
     }
     | {"flags", "demo_result"},
-    {"lora_format", "slots", "question_rules", "statements", "answer", "tifa", "demo_plan"},
+    {"kid", "cmmd", "features"}
+    | {"lora_format", "slots", "question_rules", "statements", "answer", "tifa", "demo_plan"},
     {"model_card", "engine", "nano_judge", "hf_judge"},
     {"adapter", "judge", "feature_cache"},
-    {"store", "backbone"},
+    {"store", "backbone"} | {"fidelity_figures"},
     {"route"},
     {"composed_unet", "train", "forget", "reference"},
-    {"generate", "import_adapter", "evaluate"},
+    {"generate", "import_adapter", "evaluate"} | {"fidelity"},
     {"timeline"},
     {"report"},
     {"demo"},
+    {"cli_evaluate"},
     {"cli"},
     {"__main__"},
 ]
@@ -60,18 +64,19 @@ HOMES = {
     "huggingface_hub": {"import_adapter"},
     "jinja2": {"report"},
     "matplotlib": {"timeline"},
-    "open_clip": {"nano_judge"},
+    "open_clip": {"nano_judge", "clip_tower"},
     "peft": {"lora"},
     "pydantic": {"adapter_record", "manifest", "forget"},
     "rich": {"progress", "demo"},
     "safetensors": {"tensorfile"},
-    "transformers": {"backbone", "hf_judge"},
-    "typer": {"cli", "flags"},
+    "timm": {"dinov2"},
+    "transformers": {"backbone", "hf_judge", "dinov2", "clip_tower"},
+    "typer": {"cli", "cli_evaluate", "flags"},
 }
 # The method itself: torch, the standard library, and our errors.
 METHOD = {"compose": {"torch", "promptcdm"}, "router": {"torch", "promptcdm"}}
-MAY_PRINT = {"cli"}
-MAY_IMPORT_LATE = {"cli"}  # `promptcdm --help` must not wait for torch
+MAY_PRINT = {"cli", "cli_evaluate"}
+MAY_IMPORT_LATE = {"cli", "cli_evaluate"}  # `promptcdm --help` must not wait for torch
 LINES, FUNCTION_LINES = 400, 60
 HELP_SECONDS = 0.3
 
