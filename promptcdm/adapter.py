@@ -38,6 +38,7 @@ from promptcdm.tensorfile import (
     write_json,
     write_tensors,
 )
+from promptcdm.text_names import is_text_key
 
 RECORD = "adapter.json"
 LORA = "pytorch_lora_weights.safetensors"
@@ -93,6 +94,18 @@ class Adapter:
         return "lora+prompt" if self.lora else "prompt"
 
     @cached_property
+    def unet_lora(self) -> dict[str, Tensor]:
+        """The part of the LoRA that acts in the UNet; {} where there is none."""
+        if not self.text_lora:  # the very same mapping: the engine's slots know a LoRA by it
+            return self.lora
+        return {key: tensor for key, tensor in self.lora.items() if not is_text_key(key)}
+
+    @cached_property
+    def text_lora(self) -> dict[str, Tensor]:
+        """The part of the LoRA that acts in the text encoders; {} where there is none."""
+        return {key: tensor for key, tensor in self.lora.items() if is_text_key(key)}
+
+    @cached_property
     def sha256(self) -> str:
         """Identity of the adapter: the digest of its tensors."""
         return adapter_digest(self.lora, self.prompt, self.statistics)
@@ -122,7 +135,8 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
     if adapter.lora:
         write_tensors(folder / LORA, adapter.lora, {"format": "pt"})
         kohya = folder / f"{adapter.source}.safetensors"
-        write_tensors(kohya, to_kohya(adapter.lora), kohya_header(record, adapter.lora))
+        theirs = to_kohya(adapter.lora, record.backbone.architecture)
+        write_tensors(kohya, theirs, kohya_header(record, adapter.lora))
     if adapter.prompt:
         write_tensors(folder / PROMPT, _embeddings(adapter), embedding_header(record))
     if adapter.statistics is not None:
@@ -254,7 +268,8 @@ def _check_kohya(adapter: Adapter, folder: Path) -> None:
     if not adapter.lora:
         return
     name = f"{adapter.source}.safetensors"
-    if tensor_digest(_tensors(folder, name)) != tensor_digest(to_kohya(adapter.lora)):
+    theirs = to_kohya(adapter.lora, adapter.record.backbone.architecture)
+    if tensor_digest(_tensors(folder, name)) != tensor_digest(theirs):
         raise AdapterMismatch(f"{folder}: {name} and {LORA} are not the same LoRA; one was changed")
 
 

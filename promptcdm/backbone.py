@@ -30,8 +30,9 @@ from promptcdm.errors import AdapterMismatch, BadInput
 from promptcdm.lora import plain_layers
 from promptcdm.prompt import PromptEmbeds, encode_prompts
 from promptcdm.shipped import shipped
+from promptcdm.text_lora import TextLora, acting, fitted, text_layers
+from promptcdm.text_names import TEXT_ENCODERS
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -49,6 +50,8 @@ class Backbone:
     architecture: str
     alphas_cumprod: Tensor  # (T,) of the training schedule
     engine: Engine = field(repr=False)  # runs the UNet, for as many composed views as there are
+    # Held by whoever encodes: a soft prompt's table stands in the encoder's place while it runs.
+    text_lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @classmethod
     def load(
@@ -133,6 +136,18 @@ class Backbone:
             for name, layer in plain_layers(self.unet).items()
         }
 
+    @property
+    def text_module_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Weight shapes of the text encoders' linear layers, by their names in our files (`text_names`)."""
+        return {
+            name: tuple(layer.get_parameter("weight").shape)
+            for name, layer in text_layers(self._text_encoders()).items()
+        }
+
+    def check_text_lora(self, lora: TextLora) -> None:
+        """Raise AdapterMismatch unless `lora` fits the text encoders."""
+        fitted(self._text_encoders(), lora)
+
     def check_made_for(self, record: AdapterRecord, *, allow_mismatch: bool = False) -> None:
         """Raise AdapterMismatch for an adapter of another architecture, and of other weights unless that is allowed."""
         trained = record.backbone
@@ -148,22 +163,24 @@ class Backbone:
             )
 
     def encode_prompts(
-        self, prompts: Sequence[str], soft: Mapping[str, Tensor] | None = None
+        self, prompts: Sequence[str], soft: Mapping[str, Tensor] | None = None, lora: TextLora | None = None
     ) -> PromptEmbeds:
-        """Embed prompts (B), with a source's soft prompt where given."""
-        encoders = {
-            n: getattr(self.pipe, n) for n in TEXT_ENCODERS if getattr(self.pipe, n, None) is not None
-        }
+        """Embed prompts (B), with a source's soft prompt and text-encoder LoRA where given; nothing of them stays."""
+        encoders = self._text_encoders()
         tokenizers = {n: getattr(self.pipe, n.replace("text_encoder", "tokenizer")) for n in encoders}
-        return encode_prompts(encoders, tokenizers, prompts, soft)
+        with self.text_lock, acting(encoders, lora):
+            return encode_prompts(encoders, tokenizers, prompts, soft)
+
+    def _text_encoders(self) -> dict[str, nn.Module]:
+        return {n: getattr(self.pipe, n) for n in TEXT_ENCODERS if getattr(self.pipe, n, None) is not None}
 
     def encode_mean(self, prompts: Sequence[str]) -> Tensor:
         """Mean over each prompt's words (B, D), which caption prototypes are made of."""
         return self.encode_prompts(prompts).mean
 
-    def encode_negative(self, negative_prompt: str, count: int) -> PromptEmbeds:
+    def encode_negative(self, negative_prompt: str, count: int, lora: TextLora | None = None) -> PromptEmbeds:
         """What the stock pipeline's unconditional rows are told: SDXL takes zeros for the empty prompt."""
-        encoded = self.encode_prompts([negative_prompt] * count)
+        encoded = self.encode_prompts([negative_prompt] * count, lora=lora)
         if not negative_prompt and self.pipe.config.get("force_zeros_for_empty_prompt"):
             pooled = None if encoded.pooled is None else torch.zeros_like(encoded.pooled)
             return PromptEmbeds(torch.zeros_like(encoded.embeds), pooled, encoded.mean)

@@ -32,6 +32,7 @@ from promptcdm.lora_format import PEFT_CONFIG, PEFT_FILE, LoraFile, lora_modules
 from promptcdm.settings import Unconditional
 from promptcdm.source import NO_LICENSE, check_name
 from promptcdm.tensorfile import one_line
+from promptcdm.text_names import is_text_key
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SUFFIX = ".safetensors"
@@ -55,6 +56,10 @@ class BackboneFacts(Protocol):
     @property
     def module_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Weight shapes of the UNet's linear and convolution layers, by name."""
+
+    @property
+    def text_module_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Weight shapes of the text encoders' linear layers, by their names in our files."""
 
 
 def import_adapter(
@@ -80,8 +85,9 @@ def import_adapter(
     """
     check_name(source)
     path, imported_from = _find(lora, weight_name)
-    shapes = backbone.module_shapes
-    file = open_lora(path, shapes.keys(), unet_only=unet_only)
+    unet, text = backbone.module_shapes, backbone.text_module_shapes
+    file = open_lora(path, unet.keys(), text.keys(), unet_only=unet_only)
+    shapes = {**{f"unet.{module}": shape for module, shape in unet.items()}, **text}
     try:
         tensors = _of_one_rank(_fitted(file.lora, shapes))
     except AdapterMismatch as error:
@@ -170,7 +176,7 @@ def _listed(repository: str) -> list[str]:
 
 
 def _fitted(lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The same LoRA with the dimensions of the UNet's layers. Raises AdapterMismatch for other shapes."""
+    """The same LoRA with the dimensions of the backbone's layers. Raises AdapterMismatch for other shapes."""
     fitted = {}
     for module, (a, b) in lora_modules(lora).items():
         weight = shapes[module]
@@ -183,33 +189,38 @@ def _fitted(lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -
             raise AdapterMismatch(
                 f"{module} has weights {weight}, the LoRA is for {(b.shape[0], *a.shape[1:])}"
             )
-        fitted[f"unet.{module}.lora_A.weight"] = a
-        fitted[f"unet.{module}.lora_B.weight"] = b
+        fitted[f"{module}.lora_A.weight"] = a
+        fitted[f"{module}.lora_B.weight"] = b
     return fitted
 
 
 def _of_one_rank(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Pad with zeros to the largest rank, which changes nothing that the LoRA computes.
+    """Pad with zeros to the largest rank of UNet or text encoder, which changes nothing that the LoRA computes.
 
     Older versions of diffusers load a LoRA of several ranks at the wrong strength.
     """
-    rank = max(a.shape[0] for a, _ in lora_modules(lora).values())
+    modules = lora_modules(lora)
+    rank: dict[str, int] = {}
+    for module, (a, _) in modules.items():
+        part = module.partition(".")[0]
+        rank[part] = max(rank.get(part, 0), a.shape[0])
     padded = {}
-    for module, (a, b) in lora_modules(lora).items():
-        more = rank - a.shape[0]
-        padded[f"unet.{module}.lora_A.weight"] = torch.cat([a, a.new_zeros(more, *a.shape[1:])])
-        padded[f"unet.{module}.lora_B.weight"] = torch.cat(
-            [b, b.new_zeros(b.shape[0], more, *b.shape[2:])], dim=1
-        )
+    for module, (a, b) in modules.items():
+        more = rank[module.partition(".")[0]] - a.shape[0]
+        padded[f"{module}.lora_A.weight"] = torch.cat([a, a.new_zeros(more, *a.shape[1:])])
+        padded[f"{module}.lora_B.weight"] = torch.cat([b, b.new_zeros(b.shape[0], more, *b.shape[2:])], dim=1)
     return padded
 
 
 def _settings(tensors: Mapping[str, Tensor], file: LoraFile) -> dict[str, str | int | float | bool]:
     modules = lora_modules(tensors)
+    text = sum(map(is_text_key, modules))
     settings: dict[str, str | int | float | bool] = {
         "rank": max(a.shape[0] for a, _ in modules.values()),
         "modules": len(modules),
     }
-    if file.text_encoder:
-        settings["text_encoder_keys_left_out"] = len(file.text_encoder)
+    if text:
+        settings["text_encoder_modules"] = text
+    if file.left_out:
+        settings["text_encoder_keys_left_out"] = len(file.left_out)
     return settings

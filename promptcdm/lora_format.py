@@ -6,7 +6,8 @@
     diffusers    unet.<P>.lora.down.weight, .lora.up.weight; older: unet.<..>.processor.to_q_lora.down.weight
     PEFT         base_model.model.<P>.lora_A.weight           alpha in adapter_config.json beside the file
 
-<P> is the module's name in diffusers' UNet. What is read has its strength folded into B. What is written for
+<P> is the module's name in diffusers' UNet. A text encoder's layers stand beside the UNet's; `text_names` has their
+names. What is read has its strength folded into B. What is written for
 kohya's readers has alpha = r, so that every reader, whether it knows alpha or not, applies the same strength.
 Every key is accounted for or refused by name: a LoRA of which half the layers load gives wrong pictures.
 """
@@ -25,9 +26,12 @@ from promptcdm.errors import AdapterMismatch
 from promptcdm.kohya_names import kohya_name, kohya_names
 from promptcdm.lora_strength import Strength, strength_of
 from promptcdm.tensorfile import one_line, read_tensors
+from promptcdm.text_names import TEXT_ENCODERS, is_text_key, kohya_text_name, kohya_text_names, text_name
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_KEY = re.compile(r"unet\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.lora_([AB])\.weight")
+_KEY = re.compile(
+    r"((?:unet|text_encoder(?:_2)?(?=\.text_(?:model|projection)\.))(?:\.[A-Za-z0-9_]+)+)\.lora_([AB])\.weight"
+)
 _HALVES = {
     ".lora_A.weight": "A",
     ".lora_B.weight": "B",
@@ -37,9 +41,10 @@ _HALVES = {
     ".lora.up.weight": "B",
     "_lora.down.weight": "A",
     "_lora.up.weight": "B",
+    ".lora_linear_layer.down.weight": "A",
+    ".lora_linear_layer.up.weight": "B",
     ".alpha": "alpha",
 }
-_TEXT_ENCODER = ("lora_te_", "lora_te1_", "lora_te2_", "text_encoder.", "text_encoder_2.")
 # Other ways to adapt a layer, by what their keys hold. Each computes something else than W + B A.
 _OTHER_KINDS = {
     "hada_": "LoHa",
@@ -62,66 +67,49 @@ class LoraFile:
     """A LoRA file of any of the grammars."""
 
     lora: dict[str, Tensor]  # fp32, strength folded in
-    text_encoder: tuple[str, ...]  # keys of a text-encoder LoRA, which is not read
+    left_out: tuple[str, ...]  # keys of a text-encoder LoRA that was not to be read
     metadata: dict[str, str]  # the file's header
 
 
-def read_lora(path: Path, module_names: Collection[str]) -> dict[str, Tensor]:
+def read_lora(
+    path: Path, module_names: Collection[str], text_names: Collection[str] = ()
+) -> dict[str, Tensor]:
     """The LoRA of a file, in our grammar.
 
-    `module_names` are those of all linear and convolution layers of the UNet. Raises AdapterMismatch for
-    anything that is not a LoRA of this UNet alone.
+    `module_names` are those of all linear and convolution layers of the UNet, `text_names` (ours, in `text_names`)
+    those of the text encoders' linear layers. Raises AdapterMismatch for anything that is not a LoRA of these.
     """
-    return open_lora(path, module_names).lora
+    return open_lora(path, module_names, text_names).lora
 
 
-def open_lora(path: Path, module_names: Collection[str], *, unet_only: bool = False) -> LoraFile:
-    """Like `read_lora`, with the header; `unet_only` lists a text-encoder LoRA instead of refusing it."""
+def open_lora(
+    path: Path, module_names: Collection[str], text_names: Collection[str] = (), *, unet_only: bool = False
+) -> LoraFile:
+    """Like `read_lora`, with the header; `unet_only` lists a text-encoder LoRA instead of reading it."""
     tensors, metadata = read_tensors(path)
-    names = kohya_names(module_names)
-    known, text_encoder = set(module_names), []
-    layers: dict[str, dict[str, Tensor]] = {}
-    strangers = []
-    for key, tensor in sorted(tensors.items()):
-        if key.startswith(_TEXT_ENCODER):
-            text_encoder.append(key)
-            continue
-        base, half = _split(key, path)
-        module = _module(base, names)
-        if module not in known:
-            strangers.append(key)
-        elif half in layers.setdefault(module, {}):
-            raise AdapterMismatch(f"{path}: two keys give {half} of {module}, one is {one_line(key)}")
-        else:
-            layers[module][half] = tensor
-    if strangers:
-        raise AdapterMismatch(
-            f"{path}: {len(strangers)} of {len(tensors)} keys name no layer of this UNet, such as "
-            f"{one_line(strangers[0])}: the LoRA is of another architecture, or of an unsupported kind"
-        )
-    if text_encoder and not unet_only:
-        raise AdapterMismatch(
-            f"{path}: {len(text_encoder)} of {len(tensors)} keys adapt the text encoder, which is not "
-            "supported; --unet-only imports the rest without them"
-        )
+    left_out = tuple(sorted(filter(is_text_key, tensors))) if unet_only else ()
+    kept = {key: tensor for key, tensor in sorted(tensors.items()) if not (unet_only and is_text_key(key))}
+    layers = _layers(kept, module_names, text_names, path)
     if not layers:
-        raise AdapterMismatch(f"{path}: adapts no layer of the UNet")
+        raise AdapterMismatch(f"{path}: adapts no layer of {'the UNet' if unet_only else 'this backbone'}")
     config = path.with_name(PEFT_CONFIG) if path.name == PEFT_FILE else None
-    strength = strength_of(metadata, config, str(path))
+    parts = sorted({module.partition(".")[0] for module in layers})
+    strength = {part: strength_of(metadata, config, str(path), part) for part in parts}
     lora: dict[str, Tensor] = {}
     for module, halves in sorted(layers.items()):
-        lora |= _folded(module, halves, strength, path)
-    return LoraFile(lora, tuple(text_encoder), metadata)
+        lora |= _folded(module, halves, strength[module.partition(".")[0]], path)
+    return LoraFile(lora, left_out, metadata)
 
 
 def lora_modules(lora: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module name -> (A, B), sorted. Raises AdapterMismatch unless keys, shapes and values are sound."""
+    """Module -> (A, B), sorted, as `unet.conv_in`. Raises AdapterMismatch unless keys, shapes and values are sound."""
     halves: dict[str, dict[str, Tensor]] = {}
     for key, tensor in lora.items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise AdapterMismatch(
-                f"LoRA key {key[:200]!a} is not unet.<module>.lora_A.weight or .lora_B.weight"
+                f"LoRA key {key[:200]!a} is not unet.<module>.lora_A.weight or .lora_B.weight, nor of a text encoder: "
+                "text_encoder.text_model.<module>.lora_A.weight"
             )
         halves.setdefault(match[1], {})[match[2]] = tensor
     pairs = {}
@@ -133,17 +121,54 @@ def lora_modules(lora: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]
     return pairs
 
 
-def to_kohya(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same LoRA under kohya's keys, alpha = r. Raises AdapterMismatch where two modules get one name."""
+def to_kohya(lora: Mapping[str, Tensor], architecture: str = "") -> dict[str, Tensor]:
+    """The same LoRA under kohya's keys, alpha = r. Raises AdapterMismatch where two modules get one name.
+
+    `architecture` tells how a text encoder is named: by a number where there are two, as in SDXL.
+    """
+    modules = lora_modules(lora)
+    two = architecture == "sdxl" or any(module.startswith("text_encoder_2.") for module in modules)
     tensors: dict[str, Tensor] = {}
-    for module, (a, b) in lora_modules(lora).items():
-        base = f"lora_unet_{kohya_name(module)}"
+    for module, (a, b) in modules.items():
+        part, _, name = module.partition(".")
+        base = f"lora_unet_{kohya_name(name)}" if part == "unet" else kohya_text_name(module, two=two)
         if f"{base}.alpha" in tensors:
             raise AdapterMismatch(f"two modules would be {base} in kohya's naming; one is {module}")
         tensors[f"{base}.lora_down.weight"] = a
         tensors[f"{base}.lora_up.weight"] = b
         tensors[f"{base}.alpha"] = torch.tensor(float(a.shape[0]), dtype=a.dtype)
     return tensors
+
+
+def _layers(
+    tensors: Mapping[str, Tensor], module_names: Collection[str], text_names: Collection[str], path: Path
+) -> dict[str, dict[str, Tensor]]:
+    """Every key of a file as a half of a layer's LoRA: {"unet.conv_in": {"A": .., "B": .., "alpha": ..}}."""
+    joined = kohya_names(module_names).items()
+    names = {
+        f"{prefix}{name}": f"unet.{module}"
+        for name, module in joined
+        for prefix in ("lora_unet_", "lycoris_")
+    } | kohya_text_names(text_names)
+    known = {f"unet.{module}" for module in module_names} | set(text_names)
+    layers: dict[str, dict[str, Tensor]] = {}
+    strangers = []
+    for key, tensor in tensors.items():
+        base, half = _split(key, path)
+        module = _module(base, names)
+        if module not in known:
+            strangers.append(key)
+        elif half in layers.setdefault(module, {}):
+            raise AdapterMismatch(f"{path}: two keys give {half} of {module}, one is {one_line(key)}")
+        else:
+            layers[module][half] = tensor
+    if strangers:
+        text_alone = "; --unet-only imports the rest without them" if all(map(is_text_key, strangers)) else ""
+        raise AdapterMismatch(
+            f"{path}: {len(strangers)} of {len(tensors)} keys name no layer of this backbone, such as "
+            f"{one_line(strangers[0])}: the LoRA is of another architecture, or of an unsupported kind{text_alone}"
+        )
+    return layers
 
 
 def _split(key: str, path: Path) -> tuple[str, str]:
@@ -162,28 +187,30 @@ def _split(key: str, path: Path) -> tuple[str, str]:
 
 
 def _module(base: str, names: Mapping[str, str]) -> str:
-    """A layer as it is written in a file -> its name in diffusers' UNet, or as it is where it has none."""
-    for prefix in ("lora_unet_", "lycoris_"):
-        if base.startswith(prefix):
-            return names.get(base.removeprefix(prefix), base)
-    base = base.removeprefix("base_model.model.").removeprefix("unet.")
-    attention, processor, layer = base.partition(".processor.")
+    """A layer as it is written in a file -> its name in our grammar; a stranger gets one that no layer has."""
+    if base in names:
+        return names[base]
+    base = base.removeprefix("base_model.model.")
+    part, _, inner = base.partition(".")
+    if part in TEXT_ENCODERS:
+        return text_name(part, inner)
+    attention, processor, layer = base.removeprefix("unet.").partition(".processor.")
     if processor:
-        return f"{attention}.{'to_out.0' if layer == 'to_out' else layer}"
-    return base
+        return f"unet.{attention}.{'to_out.0' if layer == 'to_out' else layer}"
+    return f"unet.{attention}"
 
 
 def _folded(module: str, halves: Mapping[str, Tensor], strength: Strength, path: Path) -> dict[str, Tensor]:
     if {"A", "B"} - halves.keys():
         raise AdapterMismatch(f"{path}: {module} has only {', '.join(sorted(halves))} of its LoRA")
     a, b = halves["A"].float(), halves["B"].float()
-    pair = {f"unet.{module}.lora_A.weight": a, f"unet.{module}.lora_B.weight": b}
+    pair = {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
     try:
         lora_modules(pair)
     except AdapterMismatch as error:
         raise AdapterMismatch(f"{path}: {error}") from None
-    scale = strength(module, a.shape[0], halves.get("alpha"))
-    return pair | {f"unet.{module}.lora_B.weight": b * scale}
+    scale = strength(module.partition(".")[2], a.shape[0], halves.get("alpha"))
+    return pair | {f"{module}.lora_B.weight": b * scale}
 
 
 def _check_pair(module: str, a: Tensor, b: Tensor) -> None:

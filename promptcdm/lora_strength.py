@@ -27,12 +27,16 @@ HEADER_KEY = "lora_adapter_metadata"
 _LITERAL = re.compile(r"\^?[A-Za-z0-9_.]+")
 
 
-def strength_of(metadata: Mapping[str, str], peft_config: Path | None, where: str) -> Strength:
-    """The factor of every layer of a file, given its header and the adapter_config.json of a PEFT file.
+def strength_of(
+    metadata: Mapping[str, str], peft_config: Path | None, where: str, part: str = "unet"
+) -> Strength:
+    """The factor of every layer of one part of a file (`unet`, `text_encoder` or `text_encoder_2`).
+
+    It is stated in the header, or in the adapter_config.json of a PEFT file.
 
     Raises AdapterMismatch where they state what cannot be followed: DoRA, or patterns that are not names.
     """
-    config = _config(metadata, peft_config, where)
+    config = _config(metadata, peft_config, where, part)
     if config.get("use_dora"):
         raise AdapterMismatch(f"{where}: a DoRA, which is not supported; only plain LoRA is")
     alphas = config.get("alpha_pattern") or {}
@@ -55,7 +59,7 @@ def strength_of(metadata: Mapping[str, str], peft_config: Path | None, where: st
     return strength
 
 
-def _config(metadata: Mapping[str, str], peft_config: Path | None, where: str) -> dict[str, Any]:
+def _config(metadata: Mapping[str, str], peft_config: Path | None, where: str, part: str) -> dict[str, Any]:
     if peft_config is not None:
         config = read_json(peft_config)
         if not isinstance(config, dict) or config.get("peft_type") != "LORA":
@@ -68,11 +72,16 @@ def _config(metadata: Mapping[str, str], peft_config: Path | None, where: str) -
     header = parse_json(metadata[HEADER_KEY].encode(errors="replace"), f"{where}: {one_line(HEADER_KEY)}")
     if not isinstance(header, dict):
         raise AdapterMismatch(f"{where}: {HEADER_KEY} must be a JSON object")
-    own = {key.removeprefix("unet."): value for key, value in header.items() if key.startswith("unet.")}
-    return own or {key: value for key, value in header.items() if not key.startswith("text_encoder")}
+    prefix = f"{part}."
+    own = {key.removeprefix(prefix): value for key, value in header.items() if key.startswith(prefix)}
+    if own or part != "unet":
+        return own
+    return {key: value for key, value in header.items() if not key.startswith("text_encoder")}
 
 
 def _names(pattern: str, module: str) -> bool:
     """Whether PEFT would apply `pattern` to `module`: its whole name, or the end of it after a dot."""
     name = pattern.removeprefix("^")
-    return module == name or (name == pattern and module.endswith(f".{name}"))
+    # A text encoder's names begin with `text_model` in some versions of transformers and not in others.
+    whole = name.removeprefix("text_model.") == module.removeprefix("text_model.")
+    return whole or (name == pattern and module.endswith(f".{name}"))

@@ -18,14 +18,23 @@ from promptcdm.adapter import load_adapter, save_adapter
 from promptcdm.errors import AdapterMismatch, BadInput, RunFailed
 from promptcdm.import_adapter import import_adapter
 from promptcdm.lora_format import to_kohya
-from promptcdm.tensorfile import write_tensors
+from promptcdm.tensorfile import read_tensors, write_tensors
 
 SHAPES = {
     "conv_in": (8, 4, 3, 3),
     "mid_block.attentions.0.proj_in": (6, 6, 1, 1),
     "mid_block.attentions.0.transformer_blocks.0.attn2.to_k": (6, 5),
 }
-TEXT = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 2)}
+TEXT_SHAPES = {
+    "text_encoder.text_model.encoder.layers.0.mlp.fc1": (6, 3),
+    "text_encoder.text_model.encoder.layers.0.self_attn.q_proj": (3, 3),
+}
+FC1 = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+TEXT = {
+    f"{FC1}.lora_down.weight": torch.ones(4, 3),
+    f"{FC1}.lora_up.weight": torch.ones(6, 4),
+    f"{FC1}.alpha": torch.tensor(2.0),
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Facts:
     digest: str = "d" * 64
     architecture: str = "sd1"
     module_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: SHAPES)
+    text_module_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: TEXT_SHAPES)
 
 
 def _file(path: Path, tensors: Mapping[str, Tensor] | None = None, **metadata: str) -> Path:
@@ -106,19 +116,44 @@ def test_another_architecture_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     more = random_lora(SHAPES | {"down_blocks.1.attentions.0.transformer_blocks.9.ff.net.2": (2, 2)})
     with pytest.raises(
-        AdapterMismatch, match=r"2 of 8 keys name no layer of this UNet, such as unet\.down_blocks"
+        AdapterMismatch, match=r"2 of 8 keys name no layer of this backbone, such as unet\.down_blocks"
     ):
         import_adapter(_file(tmp_path / "deep.safetensors", more), "mine", Facts())
 
 
-def test_text_encoder_lora_is_refused_or_left_out_and_recorded(tmp_path: Path) -> None:
+def test_a_text_encoder_lora_is_taken_in_or_left_out_and_recorded(tmp_path: Path) -> None:
     path = _file(tmp_path / "a.safetensors", to_kohya(random_lora(SHAPES)) | TEXT)
-    with pytest.raises(AdapterMismatch, match=r"1 of 10 keys adapt the text encoder.*--unet-only"):
-        import_adapter(path, "mine", Facts())
+    both = import_adapter(path, "mine", Facts())
+    assert both.record.settings == {"rank": 4, "modules": 4, "text_encoder_modules": 1}
+    name = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+    assert both.text_lora.keys() == {f"{name}.lora_A.weight", f"{name}.lora_B.weight"}
+    torch.testing.assert_close(both.text_lora[f"{name}.lora_B.weight"], torch.full((6, 4), 0.5))
+    assert both.unet_lora.keys() == random_lora(SHAPES).keys()
+    save_adapter(both, tmp_path / "mine")
+    assert load_adapter(tmp_path / "mine").sha256 == both.sha256
+    assert set(TEXT) <= read_tensors(tmp_path / "mine" / "mine.safetensors")[0].keys()
     adapter = import_adapter(path, "mine", Facts(), unet_only=True)
-    assert adapter.record.settings["text_encoder_keys_left_out"] == 1
+    assert adapter.record.settings["text_encoder_keys_left_out"] == 3
+    assert not adapter.text_lora and adapter.unet_lora is adapter.lora
+    alone = _file(tmp_path / "b.safetensors", TEXT)
     with pytest.raises(AdapterMismatch, match="adapts no layer of the UNet"):
-        import_adapter(_file(tmp_path / "b.safetensors", TEXT), "mine", Facts(), unet_only=True)
+        import_adapter(alone, "mine", Facts(), unet_only=True)
+    assert not import_adapter(alone, "mine", Facts()).unet_lora
+
+
+def test_a_text_encoder_lora_of_another_width_is_refused(tmp_path: Path) -> None:
+    wide = TEXT | {f"{FC1}.lora_down.weight": torch.ones(4, 9)}
+    path = _file(tmp_path / "a.safetensors", to_kohya(random_lora(SHAPES)) | wide)
+    with pytest.raises(AdapterMismatch, match=r"fc1 has weights \(6, 3\), the LoRA is for \(6, 9\)"):
+        import_adapter(path, "mine", Facts())
+
+
+def test_each_part_has_one_rank_of_its_own(tmp_path: Path) -> None:
+    q = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    text = TEXT | {f"{q}.lora_down.weight": torch.ones(1, 3), f"{q}.lora_up.weight": torch.ones(3, 1)}
+    lora = import_adapter(_file(tmp_path / "a.safetensors", text | random_lora(SHAPES)), "mine", Facts()).lora
+    ranks = {(key.split(".")[0], t.shape[0]) for key, t in lora.items() if "lora_A" in key}
+    assert ranks == {("unet", 2), ("text_encoder", 4)}
 
 
 def test_the_file_of_a_folder_is_found(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ PACKAGE = ROOT / "promptcdm"
 LAYERS = [
     {"errors", "settings"},
     {"compose", "router", "statistics", "prompt", "tensorfile", "manifest", "captions", "picture", "shipped"}
-    | {"question_words", "kohya_names", "config", "progress", "row_plan", "cached_forward"}
+    | {"question_words", "kohya_names", "text_names", "config", "progress", "row_plan", "cached_forward"}
     | {"feature_pair", "jackknife", "tower"},
     {"draw", "regional"}
     | {"frechet", "mmd", "manifold", "inception", "dinov2", "clip_tower", "picture_folder"}
@@ -44,10 +44,10 @@ LAYERS = [
     | {"flags", "demo_result"},
     {"kid", "cmmd", "features"}
     | {"lora_format", "slots", "question_rules", "statements", "answer", "tifa", "demo_plan"},
-    {"model_card", "engine", "nano_judge", "hf_judge"},
+    {"model_card", "engine", "text_lora", "nano_judge", "hf_judge"},
     {"adapter", "judge", "feature_cache"},
     {"store", "backbone"} | {"fidelity_figures"},
-    {"route"},
+    {"route", "source_text"},
     {"composed_unet", "train", "forget", "reference"},
     {"generate", "import_adapter", "evaluate"} | {"fidelity"},
     {"timeline"},

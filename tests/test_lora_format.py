@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from promptcdm.errors import AdapterMismatch
 from promptcdm.kohya_names import kohya_names
-from promptcdm.lora_format import open_lora, read_lora, to_kohya
+from promptcdm.lora_format import lora_modules, open_lora, read_lora, to_kohya
 from promptcdm.tensorfile import read_tensors, write_tensors
 
 SHAPES = {
@@ -73,6 +73,99 @@ def test_diffusers_new_and_old_names(tmp_path: Path) -> None:
             module = module.replace("attn1.", "attn1.processor.").replace("to_out.0", "to_out")
             old[f"{prefix}{module}_lora.{half}.weight"] = tensor
         _same(read_lora(_write(tmp_path / f"old{prefix}.safetensors", old), SHAPES), lora)
+
+
+# Text encoders: names as in a CLIP with one layer, as SDXL has two of.
+
+TEXT = [
+    "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+    "text_encoder.text_model.encoder.layers.0.self_attn.out_proj",
+    "text_encoder.text_model.encoder.layers.0.mlp.fc1",
+    "text_encoder_2.text_model.encoder.layers.0.mlp.fc2",
+    "text_encoder_2.text_projection",
+]
+
+
+def _text_lora(names: Sequence[str] = TEXT, rank: int = 2) -> dict[str, Tensor]:
+    drawn = random_lora({name: (6, 4) for name in names}, rank=rank)
+    return {key.removeprefix("unet."): tensor for key, tensor in drawn.items()}
+
+
+def _renamed(lora: Mapping[str, Tensor], rename: Callable[[str, str], str]) -> dict[str, Tensor]:
+    """The keys that `rename(name of the layer, "down" or "up")` gives."""
+    return {rename(*_names(key)): tensor for key, tensor in lora.items()}
+
+
+def test_a_text_encoders_lora_stands_beside_the_unets(tmp_path: Path) -> None:
+    lora = random_lora(SHAPES) | _text_lora()
+    _same(read_lora(_write(tmp_path / "a.safetensors", lora), SHAPES, TEXT), lora)
+    kohya = to_kohya(lora)
+    assert "lora_te1_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight" in kohya
+    assert "lora_te2_text_projection.alpha" in kohya
+    _same(read_lora(_write(tmp_path / "b.safetensors", kohya), SHAPES, TEXT), lora)
+
+
+@pytest.mark.parametrize(("architecture", "prefix"), [("sd1", "lora_te_"), ("sdxl", "lora_te1_")])
+def test_kohya_numbers_text_encoders_where_there_are_two(architecture: str, prefix: str) -> None:
+    assert all(key.startswith(prefix) for key in to_kohya(_text_lora(TEXT[:2]), architecture))
+
+
+def test_every_spelling_of_a_text_encoders_layers_is_read(tmp_path: Path) -> None:
+    older = {"q_proj_": "to_q_", "out_proj_": "to_out_"}
+
+    def old(name: str, half: str) -> str:
+        key = (
+            f"{name}_lora.{half}.weight" if "self_attn" in name else f"{name}.lora_linear_layer.{half}.weight"
+        )
+        for new, before in older.items():
+            key = key.replace(new, before)
+        return key
+
+    def without_model(name: str, half: str) -> str:
+        return f"{name.replace('text_model.', '')}.lora_{'A' if half == 'down' else 'B'}.weight"
+
+    def kohya(name: str, half: str) -> str:
+        encoder, _, module = name.partition(".")
+        return f"lora_te{2 if encoder.endswith('2') else ''}_{module.replace('.', '_')}.lora_{half}.weight"
+
+    lora = _text_lora()
+    spellings: dict[str, Callable[[str, str], str]] = {
+        "old": old,
+        "linear": lambda name, half: f"{name}.lora_linear_layer.{half}.weight",
+        "new": lambda name, half: f"{name}.lora.{half}.weight",
+        "without": without_model,
+        "kohya": kohya,
+    }
+    for title, rename in spellings.items():
+        file = _write(tmp_path / f"{title}.safetensors", _renamed(lora, rename))
+        _same(read_lora(file, SHAPES, TEXT), lora)
+
+
+def test_alpha_of_a_text_encoder_is_its_own(tmp_path: Path) -> None:
+    lora, name = random_lora(SHAPES) | _text_lora(TEXT[:1]), TEXT[0]
+    header = {"unet.lora_alpha": 2, "text_encoder.lora_alpha": 6}
+    header |= {"text_encoder_2.use_dora": True}  # of a part that is not in the file
+    file = _write(tmp_path / "a.safetensors", lora, lora_adapter_metadata=json.dumps(header))
+    read = read_lora(file, SHAPES, TEXT)
+    torch.testing.assert_close(read[f"{name}.lora_B.weight"], 3 * lora[f"{name}.lora_B.weight"])
+    torch.testing.assert_close(read["unet.conv_in.lora_B.weight"], lora["unet.conv_in.lora_B.weight"])
+    # PEFT's patterns name the layers of the model at hand, which may have no `text_model`.
+    header["text_encoder.alpha_pattern"] = {"^encoder.layers.0.self_attn.q_proj": 4}  # type: ignore[assignment]
+    file = _write(tmp_path / "b.safetensors", lora, lora_adapter_metadata=json.dumps(header))
+    read = read_lora(file, SHAPES, TEXT)
+    torch.testing.assert_close(read[f"{name}.lora_B.weight"], 2 * lora[f"{name}.lora_B.weight"])
+    kohya = to_kohya(lora, "sd1")
+    kohya["lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha"] = torch.tensor(1.0)
+    read = read_lora(_write(tmp_path / "c.safetensors", kohya), SHAPES, TEXT)
+    torch.testing.assert_close(read[f"{name}.lora_B.weight"], lora[f"{name}.lora_B.weight"] / 2)
+
+
+@pytest.mark.parametrize(
+    "key", ["text_encoder.encoder.layers.0.mlp.fc1", "text_encoder_3.text_model.x", "te.x"]
+)
+def test_our_own_files_have_one_spelling(key: str) -> None:
+    with pytest.raises(AdapterMismatch, match=r"is not unet\.<module>.*nor of a text encoder"):
+        lora_modules({f"{key}.lora_A.weight": torch.ones(2, 4), f"{key}.lora_B.weight": torch.ones(6, 2)})
 
 
 # Files that the other tools write themselves.
@@ -283,10 +376,10 @@ def test_one_joined_name_for_two_layers_is_refused() -> None:
         ("bundle_emb.x.string_to_param", "is of a bundled embedding"),
         ("unet.conv_in.lora_B.bias", "is of a LoRA with a bias"),
         ("conv_in.weight", "conv_in.weight is no key of a LoRA"),
-        ("lora_unet_conv_in.lora_up.weight", "two keys give B of conv_in"),
+        ("lora_unet_conv_in.lora_up.weight", "two keys give B of unet.conv_in"),
         (
             "lora_unet_conv_out.lora_up.weight",
-            "1 of 7 keys name no layer of this UNet, such as lora_unet_conv_out",
+            "1 of 7 keys name no layer of this backbone, such as lora_unet_conv_out",
         ),
         ("unet.conv_in\x1b[31m.lora_A.weight", r"such as unet.conv_in\?\[31m.lora_A.weight"),
     ],
@@ -297,30 +390,34 @@ def test_unknown_kinds_and_keys(tmp_path: Path, key: str, message: str) -> None:
         read_lora(file, SHAPES)
 
 
-def test_text_encoder_keys_are_refused_or_listed(tmp_path: Path) -> None:
+def test_text_encoder_keys_that_name_no_layer_are_refused_or_left_out(tmp_path: Path) -> None:
     text = {
-        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 2),
-        "lora_te1_x.hada_w1_a": torch.ones(2, 2),
+        "lora_te_text_model_encoder_layers_0_mlp_fc3.lora_down.weight": torch.ones(2, 2),
         "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 2),
         "text_encoder_2.x.lora_linear_layer.up.weight": torch.ones(2, 2),
     }
     lora = random_lora(SHAPES)
     file = _write(tmp_path / "a.safetensors", lora | text)
-    with pytest.raises(
-        AdapterMismatch, match=r"4 of 10 keys adapt the text encoder, which is not supported; --unet-only"
-    ):
-        read_lora(file, SHAPES)
-    read = open_lora(file, SHAPES, unet_only=True)
-    _same(read.lora, lora)
-    assert set(read.text_encoder) == set(text)
+    expected = (
+        r"2 of 9 keys name no layer of this backbone, such as lora_te_.*fc3.*; --unet-only imports the rest"
+    )
+    with pytest.raises(AdapterMismatch, match=expected):
+        read_lora(file, SHAPES, ["text_encoder.text_model.encoder.layers.0.self_attn.q_proj"])
+    other = _write(tmp_path / "b.safetensors", lora | {"lora_te1_x.hada_w1_a": torch.ones(2, 2)})
+    with pytest.raises(AdapterMismatch, match="is of a LoHa"):
+        read_lora(other, SHAPES)
+    for path, keys in ((file, set(text)), (other, {"lora_te1_x.hada_w1_a"})):
+        read = open_lora(path, SHAPES, unet_only=True)
+        _same(read.lora, lora)
+        assert set(read.left_out) == keys
 
 
 def test_a_half_or_an_alpha_alone_is_refused(tmp_path: Path) -> None:
     for key in ("lora_down.weight", "alpha"):
         tensors = {f"lora_unet_conv_in.{key}": torch.ones(2, 2)}
-        with pytest.raises(AdapterMismatch, match=r"conv_in has only (A|alpha) of its LoRA"):
+        with pytest.raises(AdapterMismatch, match=r"unet\.conv_in has only (A|alpha) of its LoRA"):
             read_lora(_write(tmp_path / "a.safetensors", tensors), SHAPES)
-    with pytest.raises(AdapterMismatch, match="adapts no layer of the UNet"):
+    with pytest.raises(AdapterMismatch, match="adapts no layer of this backbone"):
         read_lora(_write(tmp_path / "a.safetensors", {}, format="pt"), SHAPES)
 
 
@@ -335,7 +432,7 @@ def test_nan_is_refused(tmp_path: Path) -> None:
     lora = random_lora(SHAPES)
     lora[f"unet.{Q}.lora_A.weight"][0, 0] = math.nan
     with pytest.raises(
-        AdapterMismatch, match=r"a\.safetensors: LoRA of mid_block.*to_q holds NaN or infinity"
+        AdapterMismatch, match=r"a\.safetensors: LoRA of unet\.mid_block.*to_q holds NaN or infinity"
     ):
         read_lora(_write(tmp_path / "a.safetensors", lora), SHAPES)
 
