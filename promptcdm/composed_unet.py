@@ -29,20 +29,12 @@ from promptcdm.engine import Rows, take_rows
 from promptcdm.errors import AdapterMismatch, BadInput, RunFailed
 from promptcdm.feature_cache import FeatureCache
 from promptcdm.levers import Levers
-from promptcdm.prompt import PromptEmbeds
 from promptcdm.route import NEED_PROMPT, Texts, check_router, router_of
 from promptcdm.router import Router
 from promptcdm.row_plan import BACKBONE, RowPlan, bare_rows, plan_rows
 from promptcdm.settings import RouterName
 from promptcdm.slots import SlotLora
-
-
-@dataclass(frozen=True)
-class _Text:
-    """One source's embeddings of the prompts, unconditional first where guidance is on."""
-
-    embeds: Tensor  # (prompts or 2 prompts, L, D)
-    pooled: Tensor | None  # (.., D2), SDXL
+from promptcdm.source_text import Reader, RunTexts, encode_run
 
 
 @dataclass(frozen=True)
@@ -79,10 +71,11 @@ class ComposedUNet(nn.Module):
     """One run's view on the backbone: the allowed adapters, their text embeddings and the weights so far.
 
     `router` is a name or a Router; `strength` scales a source's LoRA; `seed` is that of `levers.draw`. `levers` save
-    rows (`levers.py`). Close it when done: its adapters leave the engine's slots.
+    rows (`levers.py`); `top_k` is short for the one of that name. Close it when done: its adapters leave the engine's
+    slots.
 
-    Raises AdapterMismatch for an adapter of another backbone, and BadInput for a setting out of range and a router that
-    is unknown or needs statistics that an adapter does not have.
+    Raises AdapterMismatch for an adapter of another backbone, and BadInput for a setting out of range or given twice
+    and for a router that is unknown or needs statistics that an adapter does not have.
     """
 
     def __init__(
@@ -99,6 +92,10 @@ class ComposedUNet(nn.Module):
         allow_backbone_mismatch: bool = False,
     ) -> None:
         super().__init__()
+        if levers is not None and top_k:
+            raise BadInput(
+                f"top_k is {top_k} beside levers, which have a top_k of their own; give it there alone"
+            )
         self.levers = levers or Levers(top_k=top_k)
         self.levers.check()
         unknown = sorted(set(strength or {}) - {a.source for a in adapters})
@@ -111,15 +108,19 @@ class ComposedUNet(nn.Module):
         self.backbone, self.adapters, self.router = backbone, tuple(adapters), router
         self.unet = backbone.unet  # as a submodule, so that the pipeline moves it where it wants it
         self.guidance_scale, self.seed = guidance_scale, seed
-        self._loras = [_slot_lora(a, (strength or {}).get(a.source, 1.0)) for a in adapters]
+        strengths = [(strength or {}).get(a.source, 1.0) for a in adapters]
+        self._loras = [_slot_lora(a, s) for a, s in zip(adapters, strengths, strict=True)]
         self._own_unconditional = [self.levers.own_unconditional(a.record.unconditional) for a in adapters]
-        self._texts: dict[int, _Text] = {}
-        self._prompts: list[str] = []
-        self._handed: Tensor | None = None  # (prompts or 2 prompts, L, D) what `encode` gave the pipeline
+        self._readers = [
+            Reader(*facts) for facts in zip(adapters, strengths, self._own_unconditional, strict=True)
+        ]
+        self._texts: RunTexts | None = None  # what `encode` made
         self._start()
         try:
             for lora in filter(None, self._loras):
                 backbone.engine.admit(lora)
+            for text_lora in filter(None, (reader.lora for reader in self._readers)):
+                backbone.check_text_lora(text_lora)
         except AdapterMismatch:  # the second does not fit: the first must not stay behind
             self.close()
             raise
@@ -182,24 +183,13 @@ class ComposedUNet(nn.Module):
     def encode(self, prompt: str | Sequence[str], negative_prompt: str = "") -> dict[str, Any]:
         """Arguments for the pipeline's call: embeddings and the guidance scale. Starts a new run.
 
-        Every source's own embeddings (its trigger and soft prompt) are kept here for the UNet calls that follow.
+        What a source reads in its own way (trigger, soft prompt, text-encoder LoRA) is kept here for the UNet calls
+        that follow.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        plain = self.backbone.encode_prompts(prompts)
-        negative = self.backbone.encode_negative(negative_prompt, len(prompts))
         self._start()
-        self._prompts = prompts
-        self._handed = torch.cat([negative.embeds, plain.embeds]) if self._is_guided() else plain.embeds
-        own = [i for i, adapter in enumerate(self.adapters) if _has_own_text(adapter)]
-        self._texts = {i: self._text_of(self.adapters[i], prompts, negative) for i in own}
-        arguments: dict[str, Any] = {"prompt_embeds": plain.embeds, "guidance_scale": self.guidance_scale}
-        if self.guidance_scale > 1:
-            arguments["negative_prompt_embeds"] = negative.embeds
-        if plain.pooled is not None:
-            arguments["pooled_prompt_embeds"] = plain.pooled
-            if self.guidance_scale > 1:
-                arguments["negative_pooled_prompt_embeds"] = negative.pooled
-        return arguments
+        self._texts = encode_run(self.backbone, self._readers, prompts, negative_prompt, self._is_guided())
+        return self._texts.arguments(self.guidance_scale)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the engine compiles its own forward
     @torch.no_grad()
@@ -286,12 +276,8 @@ class ComposedUNet(nn.Module):
         count, origin = len(call.sample), torch.tensor(plan.origin, device=call.sample.device)
         embeds = take_rows(call.embeds, origin, count)
         added = take_rows(call.added, origin, count)
-        for i, text in self._texts.items():
-            mine = [r for r, source in enumerate(plan.source) if source == i]
-            if mine:
-                embeds[mine] = _repeated(text.embeds, count)[origin[mine]].to(embeds.dtype)
-                if text.pooled is not None:
-                    added["text_embeds"][mine] = _repeated(text.pooled, count)[origin[mine]].to(embeds.dtype)
+        if self._texts is not None:
+            self._texts.put(embeds, added, plan, count)
         loras = tuple(None if i == BACKBONE else self._loras[i] for i in plan.source)
         given = take_rows(call.given, origin, count)
         return Rows(call.sample[origin], call.t[origin], embeds.to(call.sample.dtype), loras, added, given)
@@ -340,7 +326,8 @@ class ComposedUNet(nn.Module):
         if run.router is None:
             route = self.router
             if not isinstance(route, Router):
-                texts = Texts(self._prompts, self.backbone.encode_mean)
+                prompts = self._texts.prompts if self._texts else []
+                texts = Texts(prompts, self.backbone.encode_mean)
                 route = router_of(route, self.adapters, texts, self.device)
             if self.levers.draw:
                 route = drawn(route, self.seed, once=self.levers.draw == "once")
@@ -349,10 +336,10 @@ class ComposedUNet(nn.Module):
 
     def _check_texts(self, sample: Tensor, embeds: Tensor) -> None:
         """Refuse what would be drawn silently from other texts or rows than the pipeline's."""
-        needing = [a.source for i, a in enumerate(self.adapters) if _has_own_text(a) and i not in self._texts]
-        if self.adapters and not self._prompts and self.router in NEED_PROMPT:
+        needing = [reader.adapter.source for reader in self._readers if reader.has_own_text]
+        if self.adapters and self.router in NEED_PROMPT:
             needing.append(f"router {self.router}")
-        if needing:
+        if self._texts is None and needing:
             raise BadInput(
                 f"{needing[0]} needs the prompt itself: call composed.encode(prompt) and pass what it returns to the "
                 "pipeline before it runs"
@@ -362,37 +349,15 @@ class ComposedUNet(nn.Module):
             raise BadInput(
                 f"guidance_scale is {self.guidance_scale} here, and the pipeline does not guide; give both the same"
             )
-        if self._handed is not None and not _same_texts(self._handed, embeds):
+        if self._texts is not None and not self._texts.are(embeds):
             raise BadInput(
                 "the pipeline was given another prompt, negative prompt or guidance scale than what encode returned"
             )
-
-    def _text_of(self, adapter: Adapter, prompts: list[str], negative: PromptEmbeds) -> _Text:
-        worded = [f"{adapter.record.trigger} {p}".strip() for p in prompts]
-        plain = self.backbone.encode_prompts(worded, adapter.prompt or None)
-        both = [negative, plain] if self._is_guided() else [plain]
-        pooled = [part.pooled for part in both if part.pooled is not None]
-        return _Text(torch.cat([part.embeds for part in both]), torch.cat(pooled) if pooled else None)
 
     def close(self) -> None:
         """Take this view's adapters out of the engine's slots."""
         self.backbone.engine.evict([lora for lora in self._loras if lora is not None])
 
 
-def _repeated(embeds: Tensor, rows: int) -> Tensor:
-    """Each prompt's embedding for each of its pictures, in the pipelines' order."""
-    return embeds.repeat_interleave(rows // len(embeds), dim=0)
-
-
-def _same_texts(handed: Tensor, embeds: Tensor) -> bool:
-    if len(embeds) % len(handed):
-        return False
-    return torch.equal(_repeated(handed, len(embeds)).to(embeds), embeds)
-
-
-def _has_own_text(adapter: Adapter) -> bool:
-    return bool(adapter.record.trigger or adapter.prompt)
-
-
 def _slot_lora(adapter: Adapter, strength: float) -> SlotLora | None:
-    return SlotLora(adapter.source, adapter.lora, strength) if adapter.lora else None
+    return SlotLora(adapter.source, adapter.unet_lora, strength) if adapter.unet_lora else None
