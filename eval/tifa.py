@@ -28,22 +28,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--judge", required=True, help=ACCEPTED)
     parser.add_argument("--out", type=Path, help="where TIFA's result goes")
+    parser.add_argument("--judgements", type=Path, help="file of all answers (default: OUT.judgements.jsonl)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of choices (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     given = parser.parse_args(arguments)
     try:
         report = run_tifa(
-            given.questions, given.images, given.judge, given.out, seed=given.seed, device=given.device
+            given.questions,
+            given.images,
+            given.judge,
+            given.out,
+            seed=given.seed,
+            device=given.device,
+            judgements=given.judgements,
         )
     except PromptCDMError as error:
         print(f"tifa.py: {error}", file=sys.stderr)
         return 1 if isinstance(error, RunFailed) else 2
-    rows = report.table()
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    _say(report.table())
+    _say(report.score_table())
+    for line in report.left_out():
+        print(f"tifa.py: {line}", file=sys.stderr)
+    return 0
+
+
+def _say(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join([row[0].ljust(len(first)), *rest]).rstrip())
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,15 @@ from typing import NamedTuple, Protocol
 from PIL import Image
 
 from promptcdm.caption_chunks import singular
+from promptcdm.errors import RunFailed
 from promptcdm.question_words import NUMBERS
+
+
+class CannotAnswer(RunFailed):
+    """What a judge raises that cannot answer a question; of a batch, where it cannot answer one of it.
+
+    The question is counted and named as left out, and the others are asked.
+    """
 
 
 class Asked(NamedTuple):
@@ -40,11 +48,15 @@ class Judge(Protocol):
         """How it is named in results."""
 
     @property
+    def version(self) -> str:
+        """What its answers depend on beside its name: weights, and the words in which it is asked."""
+
+    @property
     def blind(self) -> bool:
         """True where it does not look at the picture: it is shown the choices as the file lists them."""
 
     def answers(self, batch: Sequence[Asked]) -> list[Answer]:
-        """One answer for each question, in order."""
+        """One answer for each question, in order. Raises CannotAnswer where it has none for one of them."""
 
     def answer(self, image: Image.Image, question: str, choices: Sequence[str]) -> Answer:
         """The answer to one question."""

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from promptcdm import tifa
-from promptcdm.errors import BadInput, BadQuestions
-from promptcdm.judge import Asked, Judge, load_judge
-from promptcdm.picture import BadPicture, decode_picture
-from promptcdm.questions import Question, load_questions
+from promptcdm.alignment import Score, alignment
+from promptcdm.asking import Failure, Judged, ask
+from promptcdm.errors import BadQuestions, RunFailed
+from promptcdm.judge import Judge, load_judge
+from promptcdm.judgements import JudgementLog
+from promptcdm.question_files import read_question_file
+from promptcdm.questions import Question
 from promptcdm.tensorfile import write_json
-
-_PICTURES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,10 @@ class TifaReport:
     ]  # {"always yes" | "first choice" | "chance": {"all" | type: score}}
     counts: dict[str, int]  # questions, in all ("all") and by type
     captions: int
-    unmatched: int  # answers that match no choice; they score 0
+    unmatched: int  # answers that match no choice; they score 0 in TIFA
+    scores: tuple[Score, ...] = ()  # every score that the verdicts allow
+    failures: tuple[Failure, ...] = ()  # questions without a verdict; they are in no score
+    new: int = 0  # answers that the log lacked
 
     @property
     def average(self) -> float:
@@ -58,6 +58,25 @@ class TifaReport:
             rows.append((name, f"{score:.3f}", interval, *blind, str(self.counts[kind])))
         return rows
 
+    def score_table(self) -> list[tuple[str, ...]]:
+        """Rows of text: a header, then each score, what a uniform guess gets, and the score corrected for it."""
+        rows: list[tuple[str, ...]] = [("by rule", self.judge, "95 %", "chance", "corrected", "coverage")]
+        for score in self.scores:
+            low, high = score.interval
+            corrected = "" if score.corrected is None else f"{score.corrected:.3f}"
+            interval, chance = f"{low:.3f} to {high:.3f}", f"{score.blind['chance']:.3f}"
+            coverage = f"{score.coverage:.3f}"
+            rows.append((score.name, f"{score.value:.3f}", interval, chance, corrected, coverage))
+        return rows
+
+    def left_out(self) -> list[str]:
+        """A line for each reason why questions have no verdict."""
+        questions: dict[tuple[str, str], int] = {}
+        for failure in self.failures:
+            key = failure.id, failure.reason
+            questions[key] = questions.get(key, 0) + 1
+        return [f"{id}: {count} questions left out; {reason}" for (id, reason), count in questions.items()]
+
     def extras(self) -> dict[str, object]:
         """What goes beside TIFA's result."""
         return {
@@ -68,30 +87,49 @@ class TifaReport:
             "interval_95": list(self.interval),
             "baselines": self.baselines,
             "unmatched_answers": self.unmatched,
+            "scores": {score.name: score.record() for score in self.scores},
+            "failures": [asdict(failure) for failure in self.failures],
         }
 
     def save(self, out: Path) -> tuple[Path, Path]:
         """Write TIFA's result to `out`, and the rest beside it to NAME.extras.json."""
-        beside = out.with_name(f"{out.stem}.extras.json")
+        extras = beside(out, "extras.json")
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(beside, self.extras())
+        write_json(extras, self.extras())
         write_json(out, self.result)
-        return out, beside
+        return out, extras
 
 
 def run_tifa(
-    questions: Path, images: Path, judge: str, out: Path | None = None, *, seed: int = 0, device: str = "auto"
+    questions: Path,
+    images: Path,
+    judge: str,
+    out: Path | None = None,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    judgements: Path | None = None,
 ) -> TifaReport:
     """Score the pictures of a map file, {id: path}, whose paths resolve against its folder; write to `out`.
 
+    Answers are kept in `judgements`, beside `out` where it is left out, and only what that file lacks is asked.
     Raises BadQuestions for a file that cannot be used or pictures that are missing (all of them are named,
-    before any judging), BadInput for an unknown judge or a picture that cannot be read.
+    before any judging), BadInput for an unknown judge or a file that holds no judgements, RunFailed where
+    nothing could be judged.
     """
-    asked = load_questions(questions)
-    report = evaluate_tifa(asked, load_image_map(images), load_judge(judge, device=device), seed=seed)
+    asked = read_question_file(questions, seed=seed)
+    log = JudgementLog(judgements or (out and beside(out, "judgements.jsonl")))
+    report = evaluate_tifa(
+        asked, load_image_map(images), load_judge(judge, device=device), seed=seed, log=log
+    )
     if out is not None:
         report.save(out)
     return report
+
+
+def beside(out: Path, ending: str) -> Path:
+    """NAME.ending in the folder of NAME.json."""
+    return out.with_name(f"{out.stem}.{ending}")
 
 
 def load_image_map(path: Path) -> dict[str, Path]:
@@ -113,39 +151,46 @@ def load_image_map(path: Path) -> dict[str, Path]:
 
 
 def evaluate_tifa(
-    questions: Sequence[Question], images: Mapping[str, Path], judge: Judge, *, seed: int = 0
+    questions: Sequence[Question],
+    images: Mapping[str, Path],
+    judge: Judge,
+    *,
+    seed: int = 0,
+    log: JudgementLog | None = None,
 ) -> TifaReport:
-    """Ask the judge every question about the picture of its id, and score the answers by TIFA's formula.
+    """Ask the judge every question about the picture of its id that `log` lacks, and score all answers.
 
-    The choices are shown in an order drawn from `seed`, the id and the question, since in TIFA's files the
-    first one is nearly always right; a blind judge gets them as listed.
+    A picture that cannot be read and a question that the judge cannot answer are failures: named in the report
+    and left out of every score. Raises BadQuestions where there is no question or a picture is missing (all of
+    them are named, before any judging), RunFailed where nothing could be judged.
     """
     if not questions:
         raise BadQuestions("there are no questions; give one or more")
     _check_pictures(questions, images)
-    verdicts: list[tifa.Verdict] = []
-    for part in _parts(questions):
-        pictures = {id: _picture(images[id]) for id in dict.fromkeys(question.id for question in part)}
-        batch = [Asked(pictures[q.id], q.question, _shown(q, judge, seed)) for q in part]
-        for question, answer in zip(part, judge.answers(batch), strict=True):
-            verdicts.append(tifa.Verdict(question, answer.choice, answer.free_form))
-    return _report(questions, verdicts, judge.name, seed)
+    log = JudgementLog() if log is None else log
+    judged = ask(questions, images, judge, log, seed=seed)
+    if not judged.verdicts:
+        first = judged.failures[0]
+        raise RunFailed(f"none of {len(questions)} questions could be judged; {first.id}: {first.reason}")
+    return _report(judged, judge.name, seed)
 
 
-def _report(
-    questions: Sequence[Question], verdicts: Sequence[tifa.Verdict], judge: str, seed: int
-) -> TifaReport:
+def _report(judged: Judged, judge: str, seed: int) -> TifaReport:
+    questions = [verdict.question for verdict in judged.verdicts]
     kinds = [question.element_type for question in questions]
-    by_caption = tifa.scores_by_caption(verdicts)
+    scores = alignment(judged.verdicts, len(questions) + len(judged.failures), seed=seed)
     return TifaReport(
-        result=tifa.tifa_result(verdicts),
+        result=tifa.tifa_result(judged.verdicts),
         judge=judge,
         seed=seed,
-        interval=tifa.bootstrap_interval(by_caption, seed=seed),
+        interval=scores[0].interval,
         baselines=tifa.blind_baselines(questions),
         counts={tifa.ALL: len(questions), **{kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}},
-        captions=len(by_caption),
-        unmatched=sum(verdict.choice not in verdict.question.choices for verdict in verdicts),
+        captions=len(scores[0].by_caption),
+        unmatched=sum(not verdict.answered for verdict in judged.verdicts),
+        scores=scores,
+        failures=judged.failures,
+        new=judged.new,
     )
 
 
@@ -160,36 +205,3 @@ def _check_pictures(questions: Sequence[Question], images: Mapping[str, Path]) -
             f"{len(unnamed) + len(absent)} of {len(ids)} pictures are missing; {'; '.join(parts)}; "
             "every id of the questions needs a picture"
         )
-
-
-def _parts(questions: Sequence[Question]) -> Iterator[list[Question]]:
-    """The questions in order, those of at most `_PICTURES_AT_ONCE` pictures in a part."""
-    part: list[Question] = []
-    ids: set[str] = set()
-    for question in questions:
-        if question.id not in ids and len(ids) == _PICTURES_AT_ONCE:
-            yield part
-            part, ids = [], set()
-        part.append(question)
-        ids.add(question.id)
-    yield part
-
-
-def _shown(question: Question, judge: Judge, seed: int) -> tuple[str, ...]:
-    """The choices in the order that the judge sees."""
-    if judge.blind:
-        return question.choices
-    key = f"{seed}\x1f{question.id}\x1f{question.question}"
-    shuffled = list(question.choices)
-    random.Random(hashlib.sha256(key.encode()).digest()).shuffle(shuffled)
-    return tuple(shuffled)
-
-
-def _picture(path: Path) -> Image.Image:
-    """RGB, transparency over white."""
-    try:
-        return decode_picture(path.read_bytes())
-    except (BadPicture, OSError) as error:
-        raise BadInput(
-            f"{path}: is not a picture that can be read ({error}); give a PNG, JPEG or WebP file"
-        ) from error

@@ -10,8 +10,10 @@ Weights are read from safetensors only, and no code of a repository is run.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +28,12 @@ from transformers import (
     ViltForQuestionAnswering,
 )
 
-from promptcdm.answer import Answer, Asked, match_choice, most_likely, normal_words
+from promptcdm.answer import Answer, Asked, CannotAnswer, match_choice, most_likely, normal_words
 from promptcdm.errors import BadInput
 
 _NEW_TOKENS = 20
 _QUESTIONS_AT_ONCE = 16
+_PROMPT = "prompt 1"  # a new number with every change of what a model is asked and how it is matched
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,26 @@ class HfJudge:
     processor: Any
     device: str
     answer_part: Callable[[HfJudge, Sequence[Asked]], list[Answer]]
+    version: str = _PROMPT
     blind: bool = False
 
     def answers(self, batch: Sequence[Asked]) -> list[Answer]:
-        """One answer for each question, in order."""
+        """One answer for each question, in order. Raises CannotAnswer where one alone needs too much memory."""
         found: list[Answer] = []
         with torch.inference_mode():
             for start in range(0, len(batch), _QUESTIONS_AT_ONCE):
-                found.extend(self.answer_part(self, batch[start : start + _QUESTIONS_AT_ONCE]))
+                found.extend(self._part(batch[start : start + _QUESTIONS_AT_ONCE]))
         return found
+
+    def _part(self, batch: Sequence[Asked]) -> list[Answer]:
+        """The answers to a few questions; to each half of them where all are too many for the memory."""
+        try:
+            return self.answer_part(self, batch)
+        except torch.cuda.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise CannotAnswer("one question needs more memory than there is") from error
+        middle = len(batch) // 2
+        return [*self._part(batch[:middle]), *self._part(batch[middle:])]
 
     def answer(self, image: Image.Image, question: str, choices: Sequence[str]) -> Answer:
         """The answer to one question."""
@@ -66,7 +80,9 @@ def load_hf(model: str, device: str = "cpu") -> HfJudge:
             processor = AutoProcessor.from_pretrained(model)
             dtype = torch.float32 if device == "cpu" else "auto"
             loaded = loader.from_pretrained(model, dtype=dtype, use_safetensors=True)
-            return HfJudge(f"hf:{model}", loaded.eval().to(device), processor, device, answer_part)
+            version = f"{_PROMPT}, {_revision(model, config)}"
+            judge = loaded.eval().to(device)
+            return HfJudge(f"hf:{model}", judge, processor, device, answer_part, version)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BadInput(
@@ -77,6 +93,21 @@ def load_hf(model: str, device: str = "cpu") -> HfJudge:
         f"judge 'hf:{model}' is a {config.model_type} model, which answers no questions about pictures; "
         "accepted are BLIP, ViLT and what transformers calls image-text-to-text models"
     )
+
+
+def _revision(model: str, config: Any) -> str:
+    """The commit of a model of the hub, else a digest of the folder's files."""
+    commit = getattr(config, "_commit_hash", None)
+    if commit:
+        return f"commit {commit}"
+    whole = hashlib.sha256()
+    for path in sorted(
+        path for path in Path(model).rglob("*") if path.suffix in {".json", ".safetensors", ".txt"}
+    ):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                whole.update(block)
+    return f"files {whole.hexdigest()[:16]}"
 
 
 def _way_of(config: Any) -> tuple[Any, Callable[[HfJudge, Sequence[Asked]], list[Answer]]]:

@@ -8,13 +8,23 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from promptcdm.answer import Answer, Asked, Judge
+from promptcdm.answer import Answer, Asked, CannotAnswer, Judge
 from promptcdm.errors import BadInput
 from promptcdm.hf_judge import load_hf
 from promptcdm.nano_judge import load_nano
 from promptcdm.shipped import shipped
 
-__all__ = ["ACCEPTED", "AlwaysYes", "Answer", "Asked", "FirstChoice", "Judge", "load_judge", "torch_device"]
+__all__ = [
+    "ACCEPTED",
+    "AlwaysYes",
+    "Answer",
+    "Asked",
+    "CannotAnswer",
+    "FirstChoice",
+    "Judge",
+    "load_judge",
+    "torch_device",
+]
 
 ACCEPTED = "nano-judge, hf:ID_OR_FOLDER, always-yes, first-choice"
 
@@ -24,6 +34,7 @@ class AlwaysYes:
     """Says yes, also where that is no choice."""
 
     name: str = "always-yes"
+    version: str = "1"
     blind: bool = True
 
     def answers(self, batch: Sequence[Asked]) -> list[Answer]:
@@ -40,6 +51,7 @@ class FirstChoice:
     """Takes the first choice."""
 
     name: str = "first-choice"
+    version: str = "1"
     blind: bool = True
 
     def answers(self, batch: Sequence[Asked]) -> list[Answer]:

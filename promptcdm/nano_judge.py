@@ -32,10 +32,11 @@ from promptcdm.answer import Answer, Asked, most_likely
 from promptcdm.errors import BadInput
 from promptcdm.question_words import NUMBERS
 from promptcdm.statements import statement
-from promptcdm.tensorfile import read_tensors, write_json, write_tensors
+from promptcdm.tensorfile import read_tensors, tensor_digest, write_json, write_tensors
 
 _PAD, _UNKNOWN = 0, 1
 _IMAGES_AT_ONCE = 64
+_READING = "statements 1"  # a new number with every change of `read`, `score` or the statements
 # Regions by number: 0 the whole, 1 and 2 its left and right, 3 and 6 its upper and lower half, then the quarters.
 _HALVES = {"left": (1, 2), "right": (2, 1), "above": (3, 6), "below": (6, 3)}
 _NUMBER_WORDS = set(NUMBERS)
@@ -106,6 +107,7 @@ class NanoJudge:
         self, model: CLIP, config: NanoConfig, device: str = "cpu", name: str = "nano-judge"
     ) -> None:
         self.name = name
+        self.version = f"{_READING}, weights {tensor_digest(model.state_dict())[:16]}"
         self.blind = False
         self._model = model.eval().to(device)
         self._config = config

@@ -65,11 +65,11 @@ class _Writer:
 
     def _presence(self, chunk: Chunk, named: set[str]) -> None:
         kind = self._kind(chunk.noun)
-        self._yes(_is_there(chunk.noun, chunk.many), kind, chunk.words)
+        self._yes(is_there(chunk.noun, chunk.many), kind, chunk.words)
         if self._negatives:
             absent = self._distractors(named, 1, f"absent {chunk.noun}", self._kinds.get(chunk.noun))
             for noun in absent:
-                self._no(_is_there(noun, False), kind, chunk.words)
+                self._no(is_there(noun, False), kind, chunk.words)
 
     def _objects(self, chunks: Sequence[Chunk], named: set[str]) -> None:
         nouns = list(
@@ -185,7 +185,8 @@ def seeded(*parts: object) -> random.Random:
     return random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
 
 
-def _is_there(noun: str, many: bool) -> str:
+def is_there(noun: str, many: bool) -> str:
+    """The yes/no question whether a thing, or more of them than one, are in the picture."""
     if many or (plural(noun) == noun and noun.endswith("s")):
         return f"are there {plural(noun)}?"
     if noun.split()[-1] in words.MASS:

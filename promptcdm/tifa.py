@@ -11,28 +11,22 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
-
+from promptcdm.intervals import cluster_interval
 from promptcdm.questions import Question
+from promptcdm.verdict import Value, Verdict, always_yes, first_choice, guess, hard, mean_by_caption
+
+__all__ = [
+    "ALL",
+    "Verdict",
+    "accuracy_by_type",
+    "blind_baselines",
+    "bootstrap_interval",
+    "scores_by_caption",
+    "tifa_result",
+]
 
 ALL = "all"  # the row of the average, beside the types
-_DRAWS = 2000
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One judged question."""
-
-    question: Question
-    choice: str  # what the judge's answer was taken as
-    free_form: str = ""  # what the judge said, where it says something
-
-    @property
-    def score(self) -> int:
-        """1 where the choice is the answer, else 0."""
-        return int(self.choice == self.question.answer)
 
 
 def tifa_result(verdicts: Sequence[Verdict]) -> dict[str, object]:
@@ -63,18 +57,12 @@ def tifa_result(verdicts: Sequence[Verdict]) -> dict[str, object]:
 
 def scores_by_caption(verdicts: Sequence[Verdict]) -> dict[str, float]:
     """TIFA(caption) of each id, in the order of the questions."""
-    grouped: dict[str, list[int]] = defaultdict(list)
-    for verdict in verdicts:
-        grouped[verdict.question.id].append(verdict.score)
-    return {id: statistics.fmean(scores) for id, scores in grouped.items()}
+    return dict(mean_by_caption(hard(verdicts)).by_caption)
 
 
 def accuracy_by_type(verdicts: Sequence[Verdict]) -> dict[str, float]:
     """Share of right answers of each element type, pooled over all questions."""
-    grouped: dict[str, list[int]] = defaultdict(list)
-    for verdict in verdicts:
-        grouped[verdict.question.element_type].append(verdict.score)
-    return {kind: statistics.fmean(scores) for kind, scores in grouped.items()}
+    return _by_type(hard(verdicts))
 
 
 def blind_baselines(questions: Sequence[Question]) -> dict[str, dict[str, float]]:
@@ -83,28 +71,28 @@ def blind_baselines(questions: Sequence[Question]) -> dict[str, dict[str, float]
     "always yes" says yes to everything, "first choice" takes the first choice as the file lists it, "chance"
     is the expected score of a uniform guess.
     """
-    yes = _with_average([Verdict(question, "yes") for question in questions])
-    first = _with_average([Verdict(question, question.choices[0]) for question in questions])
-    guess: dict[str, list[float]] = defaultdict(list)
-    by_caption: dict[str, list[float]] = defaultdict(list)
-    for question in questions:
-        right = question.choices.count(question.answer) / len(question.choices)
-        guess[question.element_type].append(right)
-        by_caption[question.id].append(right)
-    chance = {ALL: statistics.fmean(statistics.fmean(scores) for scores in by_caption.values())}
-    chance.update({kind: statistics.fmean(scores) for kind, scores in guess.items()})
-    return {"always yes": yes, "first choice": first, "chance": chance}
+    blind = {"always yes": always_yes, "first choice": first_choice, "chance": guess}
+    found = {}
+    for name, of in blind.items():
+        values = of(questions)
+        found[name] = {ALL: mean_by_caption(values).value, **_by_type(values)}
+    return found
 
 
 def bootstrap_interval(
-    caption_scores: Mapping[str, float], *, level: float = 0.95, seed: int = 0
+    caption_scores: Mapping[str, float],
+    prompts: Mapping[str, str] | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of the average, over resampled captions: a caption's questions hang together."""
-    scores = np.asarray(list(caption_scores.values()), dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(scores), size=(_DRAWS, len(scores)))
-    low, high = np.quantile(scores[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    """Percentile interval of the average, over resampled prompts: {id: prompt}, else each id is its own."""
+    clusters = [id if prompts is None else prompts[id] for id in caption_scores]
+    return cluster_interval(list(caption_scores.values()), clusters, level=level, seed=seed)
 
 
-def _with_average(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    return {ALL: statistics.fmean(scores_by_caption(verdicts).values()), **accuracy_by_type(verdicts)}
+def _by_type(values: Sequence[Value]) -> dict[str, float]:
+    grouped: dict[str, list[float]] = defaultdict(list)
+    for question, s in values:
+        grouped[question.element_type].append(s)
+    return {kind: statistics.fmean(scores) for kind, scores in grouped.items()}

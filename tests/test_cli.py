@@ -230,6 +230,7 @@ def test_tifa_is_scored(run: Run, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert "1.000" in out
     assert json.loads((tmp_path / "result.json").read_text())["tifa_average"] == 1.0
+    assert len((tmp_path / "result.judgements.jsonl").read_text().splitlines()) == 1
     _refused(run("evaluate", "tifa", *arguments[:5], "sphinx"), "judge 'sphinx' is not known")
 
 

@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,9 @@ import pytest
 from PIL import Image
 
 from promptcdm.answer import Answer, Asked
-from promptcdm.errors import BadInput, BadQuestions
+from promptcdm.errors import BadQuestions, RunFailed
 from promptcdm.evaluate import evaluate_tifa, load_image_map, run_tifa
+from promptcdm.judgements import JudgementLog
 from promptcdm.questions import Question
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +33,7 @@ class ColorJudge:
     """Names the colour of the first pixel; keeps what it was shown."""
 
     name: str = "color"
+    version: str = "1"
     blind: bool = False
     shown: list[Asked] = field(default_factory=list)
 
@@ -128,13 +131,85 @@ def test_every_missing_picture_is_named_before_any_judging(tmp_path: Path) -> No
     assert judge.shown == []
 
 
-def test_a_picture_that_cannot_be_read_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_read_is_named_and_in_no_score(tmp_path: Path) -> None:
     files = question_file(tmp_path), pictures(tmp_path)
-    (tmp_path / "pictures" / "b.png").write_bytes(b"no picture")
+    (tmp_path / "pictures" / "r.png").write_bytes(b"no picture")
+    report = evaluate_tifa(questions(), load_image_map(files[1]), ColorJudge())
+    assert report.result["caption_scores"] == {"g": 1.0, "b": 0.5}
+    assert report.average == 0.75
+    assert (report.captions, report.counts["all"], len(report.failures)) == (2, 4, 2)
+    assert {score.name: score.coverage for score in report.scores}["TIFA"] == pytest.approx(4 / 6)
+    (line,) = report.left_out()
+    assert line.startswith("r: 2 questions left out; ") and "r.png: is not a picture" in line
+    assert report.extras()["failures"] == [
+        {"id": "r", "question": question.question, "reason": report.failures[0].reason}
+        for question in questions()[:2]
+    ]
+    json.dumps(report.extras(), allow_nan=False)
+
+
+def test_nothing_judged_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
+    files = question_file(tmp_path), pictures(tmp_path)
+    for path in (tmp_path / "pictures").iterdir():
+        path.write_bytes(b"no picture")
     out = tmp_path / "out" / "result.json"
-    with pytest.raises(BadInput, match=r"b\.png: is not a picture"):
+    with pytest.raises(RunFailed, match=r"none of 6 questions could be judged; r: .*r\.png"):
         run_tifa(*files, "first-choice", out)
     assert not out.parent.exists()
+
+
+def test_scores_by_every_rule_stand_beside_what_a_guess_gets(tmp_path: Path) -> None:
+    report = evaluate_tifa(questions(), load_image_map(pictures(tmp_path)), ColorJudge())
+    assert report.score_table() == [
+        ("by rule", "color", "95 %", "chance", "corrected", "coverage"),
+        ("TIFA", "0.833", "0.500 to 1.000", "0.250", "0.778", "1.000"),
+        ("TIFA, abstentions left out", "0.833", "0.500 to 1.000", "0.250", "0.778", "1.000"),
+    ]
+    scores = report.extras()["scores"]
+    assert isinstance(scores, dict)
+    assert scores["TIFA"]["corrected"] == {
+        "always yes": pytest.approx(5 / 6),
+        "first choice": pytest.approx(2 / 3),
+        "chance": pytest.approx(7 / 9),
+    }
+
+
+def test_a_log_makes_the_second_run_free_and_the_same(tmp_path: Path) -> None:
+    images, path = load_image_map(pictures(tmp_path)), tmp_path / "judgements.jsonl"
+    first, second = ColorJudge(), ColorJudge()
+    whole = evaluate_tifa(questions(), images, first, log=JudgementLog(path))
+    again = evaluate_tifa(questions(), images, second, log=JudgementLog(path))
+    assert (len(first.shown), whole.new) == (6, 6)
+    assert (second.shown, again.new) == ([], 0)
+    assert (again.result, again.extras()) == (whole.result, whole.extras())
+
+
+def test_ten_thousand_judgements_of_the_log_take_less_than_two_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processor time, so that a busy machine does not fail it: log, digests, scores, intervals, table."""
+    rows, paths, path = [], {}, tmp_path / "judgements.jsonl"
+    for number in range(1000):
+        id, kind = f"p{number}", ("object", "color", "spatial")[number % 3]
+        picture = Image.new("RGB", (8, 8), "red")
+        picture.putpixel((7, 7), (number % 256, number // 256, 0))
+        paths[id] = tmp_path / f"{id}.png"
+        picture.save(paths[id])
+        rows += [Question(id, f"caption {number}", f"question {q}?", CHOICES, "red", kind) for q in range(10)]
+
+    class Sure(ColorJudge):
+        def answers(self, batch: Sequence[Asked]) -> list[Answer]:
+            return [Answer("red", (0.25,) * 4, "red, I think") for _ in super().answers(batch)]
+
+    monkeypatch.setattr("promptcdm.asking._QUESTIONS_AT_ONCE", len(rows))  # written at once
+    evaluate_tifa(rows, paths, Sure(), log=JudgementLog(path))
+    judge, before = Sure(), time.process_time()
+    report = evaluate_tifa(rows, paths, judge, log=JudgementLog(path))
+    assert len(report.table()) + len(report.score_table()) == 5 + 5
+    seconds = time.process_time() - before
+    assert (judge.shown, report.new, report.average) == ([], 0, 1.0)
+    print(f"{seconds:.2f} s of processor time")
+    assert seconds < 2, seconds
 
 
 def test_transparency_lies_over_white(tmp_path: Path) -> None:
@@ -183,7 +258,9 @@ def test_script_writes_tifas_result_and_the_rest_beside_it(
     extras = json.loads((out.parent / "result.extras.json").read_text(encoding="utf-8"))
     assert extras["judge"] == "first-choice"
     assert set(extras["baselines"]) == {"always yes", "first choice", "chance"}
-    assert sorted(path.name for path in out.parent.iterdir()) == ["result.extras.json", "result.json"]
+    names = ["result.extras.json", "result.json", "result.judgements.jsonl"]
+    assert sorted(path.name for path in out.parent.iterdir()) == names
+    assert len(JudgementLog(out.parent / names[2])) == 6
     first = out.read_bytes()
     assert main([*flags, "--out", str(out)]) == 0
     assert out.read_bytes() == first

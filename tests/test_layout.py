@@ -28,6 +28,7 @@ LAYERS = [
     {"errors", "settings"},
     {"compose", "router", "statistics", "prompt", "tensorfile", "manifest", "captions", "picture", "shipped"}
     | {"question_words", "kohya_names", "text_names", "config", "progress", "row_plan", "cached_forward"}
+    | {"intervals"}
     | {"feature_pair", "jackknife", "tower"},
     {"draw", "regional"}
     | {"frechet", "mmd", "manifold", "inception", "dinov2", "clip_tower", "picture_folder"}
@@ -40,13 +41,16 @@ LAYERS = [
         "lora_strength",
         "checkpoint",
         "caption_chunks",
+        "paired",
+        "calibration",
     }
     | {"flags", "demo_result"},
     {"kid", "cmmd", "features"}
-    | {"lora_format", "slots", "question_rules", "statements", "answer", "tifa", "demo_plan"},
-    {"model_card", "engine", "text_lora", "nano_judge", "hf_judge"},
-    {"adapter", "judge", "feature_cache"},
-    {"store", "backbone"} | {"fidelity_figures"},
+    | {"lora_format", "slots", "question_rules", "statements", "answer", "demo_plan", "verdict"},
+    {"model_card", "engine", "text_lora", "nano_judge", "hf_judge"}
+    | {"judgements", "tifa", "soft_tifa", "vqascore", "dsg", "agreement", "compbench"},
+    {"adapter", "judge", "feature_cache", "asking", "alignment", "geneval"},
+    {"store", "backbone"} | {"fidelity_figures", "question_files"},
     {"route", "source_text"},
     {"composed_unet", "train", "forget", "reference"},
     {"generate", "import_adapter", "evaluate"} | {"fidelity"},

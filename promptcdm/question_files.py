@@ -1,0 +1,39 @@
+"""Question files of TIFA, DSG, GenEval and T2I-CompBench, as they are published, told apart by what they hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from promptcdm.compbench import load_compbench
+from promptcdm.dsg import load_dsg
+from promptcdm.geneval import load_geneval
+from promptcdm.question_rules import generate_questions
+from promptcdm.questions import Question, load_questions
+
+
+def read_question_file(path: Path, *, seed: int = 0) -> tuple[Question, ...]:
+    """Read a file of any of the four kinds.
+
+        .json, .jsonl  TIFA's records
+        .jsonl         GenEval's metadata, where the first line has "include"
+        .csv           DSG's propositions
+        .txt           prompts, one a line, such as T2I-CompBench's: the questions are made by rule
+
+    Raises BadQuestions.
+    """
+    if path.suffix == ".csv":
+        return load_dsg(path)
+    if path.suffix == ".txt":
+        return generate_questions(load_compbench(path), seed=seed)
+    if path.suffix == ".jsonl" and _is_geneval(path):
+        return load_geneval(path)
+    return load_questions(path)
+
+
+def _is_geneval(path: Path) -> bool:
+    """True where the first line has GenEval's key; a file that cannot be read is left to TIFA's reader."""
+    try:
+        with path.open("rb") as file:
+            return b'"include"' in file.readline()
+    except OSError:
+        return False
