@@ -185,6 +185,7 @@ def test_clip_of_transformers_is_its_image_embedding(tiny_clip: Path) -> None:
     np.testing.assert_allclose(tower.features([picture()]), expected.double().numpy(), atol=1e-5)
 
 
+@pytest.mark.model
 @pytest.mark.parametrize(("classes", "name"), [(1008, "inception-2015"), (1000, "inception-torchvision")])
 def test_only_the_inception_of_fid_is_called_so(tmp_path: Path, classes: int, name: str) -> None:
     tensors = inception_network(fid=False).state_dict()
@@ -198,6 +199,7 @@ def test_only_the_inception_of_fid_is_called_so(tmp_path: Path, classes: int, na
     assert found.shape == (1, 2048) and np.isfinite(found).all()
 
 
+@pytest.mark.model
 def test_the_pools_of_fid_leave_padding_out_and_end_with_the_largest() -> None:
     ours, stock = inception_network(fid=True).eval(), inception_network(fid=False).eval()
     stock.load_state_dict(ours.state_dict())
