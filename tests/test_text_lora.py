@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -327,16 +328,21 @@ def test_threads_that_encode_for_several_sources_do_not_meet(sd1: Pair) -> None:
     expected = [backbone.encode_prompts([PROMPT], *job).embeds for job in jobs]
     wrong: list[int] = []
 
+    def linger(*_: object) -> None:  # so that without a lock they would meet for certain
+        time.sleep(0.01)
+
     def work(number: int) -> None:
-        for _ in range(10):
+        for _ in range(3):
             if not torch.equal(backbone.encode_prompts([PROMPT], *jobs[number]).embeds, expected[number]):
                 wrong.append(number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(len(jobs))]
+    slowed = backbone.pipe.text_encoder.register_forward_pre_hook(linger)
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    slowed.remove()
     assert not wrong
     assert torch.equal(backbone.encode_prompts([PROMPT]).embeds, expected[0])
 
