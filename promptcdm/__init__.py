@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from promptcdm.backbone import Backbone as Backbone
     from promptcdm.composed_unet import ComposedUNet as ComposedUNet
     from promptcdm.errors import PromptCDMError as PromptCDMError
+    from promptcdm.export import export_adapter as export_adapter
     from promptcdm.forget import forget as forget
     from promptcdm.generate import Generation as Generation
     from promptcdm.generate import generate as generate
@@ -44,6 +45,7 @@ _HOMES = {
     "PromptCDMError": "errors",
     "Source": "source",
     "TrainSettings": "settings",
+    "export_adapter": "export",
     "forget": "forget",
     "generate": "generate",
     "import_adapter": "import_adapter",

@@ -138,7 +138,7 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
         theirs = to_kohya(adapter.lora, record.backbone.architecture)
         write_tensors(kohya, theirs, kohya_header(record, adapter.lora))
     if adapter.prompt:
-        write_tensors(folder / PROMPT, _embeddings(adapter), embedding_header(record))
+        write_tensors(folder / PROMPT, prompt_file(adapter), embedding_header(record))
     if adapter.statistics is not None:
         write_tensors(folder / ROUTER, adapter.statistics.tensors(), {"format": "pt"})
     if adapter.manifest is not None:
@@ -283,8 +283,8 @@ def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
     return decode_tensors(_bytes(folder, name), str(folder / name))[0]
 
 
-def _embeddings(adapter: Adapter) -> dict[str, Tensor]:
-    """Keys as other tools expect: the token where there is one text encoder, clip_l and clip_g where two."""
+def prompt_file(adapter: Adapter) -> dict[str, Tensor]:
+    """The soft prompt under other tools' keys: the token for one text encoder, clip_l and clip_g for two."""
     if len(adapter.prompt) == 1:
         return {token(adapter.source): adapter.prompt["text_encoder"]}
     return {_ENCODER_KEYS[encoder]: tensor for encoder, tensor in adapter.prompt.items()}

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from promptcdm.store import FORGOTTEN, AdapterStore
 
 _OUT_OF_REACH = (
-    "copies of the adapter outside this store, exports among them, and copies of the store itself",
+    "other copies of the adapter outside this store, and copies of the store itself",
     "pictures that were made with it, and their records",
     "the source's own pictures and captions, which are its owner's",
     "a process that has the adapter in memory, until it ends",
@@ -66,7 +66,17 @@ def forget(name: str, *, store: AdapterStore) -> Receipt:
         backbone=erased.backbone,
         files=erased.files,
         bytes=erased.bytes,
-        out_of_reach=[*_OUT_OF_REACH, *([_HUB_CACHE] if "/" in erased.imported_from else [])],
+        out_of_reach=[
+            *(_export(json.loads(line)) for line in erased.exports),
+            *_OUT_OF_REACH,
+            *([_HUB_CACHE] if "/" in erased.imported_from else []),
+        ],
     )
     store.append_receipt(receipt.line())
     return receipt
+
+
+def _export(note: dict[str, str]) -> str:
+    return (
+        f"the copy of adapter {note['sha256'][:12]} that was exported as {note['format']} to {note['place']}"
+    )

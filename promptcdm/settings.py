@@ -14,6 +14,7 @@ Unconditional = Literal["backbone", "adapter"]
 RouterName = Literal["uniform", "prior", "prompt", "posterior", "regional"]
 DrawName = Literal["", "once", "step"]
 BranchName = Literal["recorded", "backbone", "adapter"]
+ExportFormat = Literal["kohya", "diffusers", "peft"]
 SchedulerName = Literal["default", "ddim", "ddpm", "dpm++", "unipc", "euler", "lcm"]
 
 

@@ -3,6 +3,7 @@
     adapters/
       birds/  coco/ ...       an adapter each; a folder is opened only when its name is asked for
       birds.partial/          what training of birds left unfinished, to go on from
+      exports.jsonl           where copies for other tools were written
       forgotten.jsonl         receipts, without names
       store.lock              held by whoever writes
 
@@ -25,7 +26,7 @@ from promptcdm.adapter import RECORD, Adapter, load_adapter, read_record, save_a
 from promptcdm.adapter_record import AdapterRecord
 from promptcdm.errors import AdapterMismatch, BadInput, RunFailed, UnknownSource
 from promptcdm.source import check_name
-from promptcdm.tensorfile import sync_folder
+from promptcdm.tensorfile import sync_folder, write_bytes
 
 if sys.platform == "win32":
     import msvcrt
@@ -34,6 +35,7 @@ else:
 
 LOCK = "store.lock"
 FORGOTTEN = "forgotten.jsonl"
+EXPORTS = "exports.jsonl"
 LOCK_SECONDS = 60.0
 _READ_ATTEMPTS = 5
 _UNFINISHED = ".partial"
@@ -50,6 +52,8 @@ def unknown_source(name: str) -> UnknownSource:
 @dataclass(frozen=True)
 class Erased:
     """What `AdapterStore.erase` removed. Digests are empty where adapter.json could not be read."""
+
+    exports: tuple[str, ...]  # notes of copies outside, as lines of JSON
 
     sha256: str
     backbone: str  # digest
@@ -131,7 +135,16 @@ class AdapterStore:
 
     def append_receipt(self, line: str) -> None:
         """Add one line to forgotten.jsonl."""
-        with self._writing(), (self.root / FORGOTTEN).open("a", encoding="utf-8", newline="\n") as file:
+        with self._writing():
+            self._append(FORGOTTEN, line)
+
+    def append_export(self, line: str) -> None:
+        """Add one line to exports.jsonl: a JSON object that names its `source`."""
+        with self._writing():
+            self._append(EXPORTS, line)
+
+    def _append(self, name: str, line: str) -> None:
+        with (self.root / name).open("a", encoding="utf-8", newline="\n") as file:
             file.write(f"{line}\n")
             file.flush()
             os.fsync(file.fileno())
@@ -145,12 +158,26 @@ class AdapterStore:
                 raise unknown_source(name)
             for folder in folders:
                 self._refuse_link(folder)
-            erased = _measure(self.root / name, folders)
+            erased = _measure(self.root / name, folders, self._take_exports(name))
             for folder in folders:
                 folder.rename(self._hidden(folder.name, _REMOVED))
             sync_folder(self.root)
             self._settle()
         return erased
+
+    def _take_exports(self, name: str) -> tuple[str, ...]:
+        """The notes of a source's exports, which are taken out of the file."""
+        path = self.root / EXPORTS
+        if not path.is_file():
+            return ()
+        lines = path.read_text(encoding="utf-8").splitlines()
+        theirs = [line for line in lines if f'"source": "{name}"' in line]
+        kept = "".join(f"{line}\n" for line in lines if line not in theirs)
+        if kept:
+            write_bytes(path, kept.encode())
+        else:
+            path.unlink()
+        return tuple(theirs)
 
     def _folder(self, name: str) -> Path:
         folder = self.root / name
@@ -215,7 +242,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_ctime_ns
 
 
-def _measure(folder: Path, folders: list[Path]) -> Erased:
+def _measure(folder: Path, folders: list[Path], exports: tuple[str, ...]) -> Erased:
     """Count what goes. An adapter.json that cannot be read must not keep its source from being forgotten."""
     try:
         record = read_record(folder)
@@ -223,7 +250,7 @@ def _measure(folder: Path, folders: list[Path]) -> Erased:
     except AdapterMismatch:
         facts = ("", "", "")
     files = [path for each in folders for path in each.rglob("*") if path.is_file() or path.is_symlink()]
-    return Erased(*facts, files=len(files), bytes=sum(path.lstat().st_size for path in files))
+    return Erased(exports, *facts, files=len(files), bytes=sum(path.lstat().st_size for path in files))
 
 
 @contextmanager

@@ -26,14 +26,24 @@ PACKAGE = ROOT / "promptcdm"
 # Lowest first; the members of a layer do not import each other.
 LAYERS = [
     {"errors", "settings"},
-    {"compose", "router", "statistics", "prompt", "tensorfile", "manifest", "captions", "picture", "shipped"}
-    | {"question_words", "kohya_names", "text_names", "config", "progress", "row_plan", "cached_forward"}
-    | {"intervals"}
+    {"compose", "router", "statistics", "prompt", "tensorfile", "manifest", "places", "picture", "shipped"}
+    | {
+        "question_words",
+        "kohya_names",
+        "text_names",
+        "config",
+        "progress",
+        "row_plan",
+        "cached_forward",
+        "intervals",
+    }
     | {"feature_pair", "jackknife", "tower"},
     {"draw", "regional"}
     | {"frechet", "mmd", "manifold", "inception", "dinov2", "clip_tower", "picture_folder"}
     | {
-        "source",
+        "captions",
+        "shards",
+        "table",
         "questions",
         "adapter_record",
         "lora",
@@ -45,6 +55,8 @@ LAYERS = [
         "calibration",
     }
     | {"flags", "demo_result"},
+    {"layouts"},
+    {"source"},
     {"kid", "cmmd", "features"}
     | {"lora_format", "slots", "question_rules", "statements", "answer", "demo_plan", "verdict"},
     {"model_card", "engine", "text_lora", "nano_judge", "hf_judge"}
@@ -52,12 +64,12 @@ LAYERS = [
     {"adapter", "judge", "feature_cache", "asking", "alignment", "geneval"},
     {"store", "backbone"} | {"fidelity_figures", "question_files"},
     {"route", "source_text"},
-    {"composed_unet", "train", "forget", "reference"},
+    {"composed_unet", "train", "forget", "export", "reference"},
     {"generate", "import_adapter", "evaluate"} | {"fidelity"},
     {"timeline"},
     {"report"},
     {"demo"},
-    {"cli_evaluate"},
+    {"cli_evaluate", "cli_export"},
     {"cli"},
     {"__main__"},
 ]
@@ -65,22 +77,30 @@ LAYERS = [
 HOMES = {
     "accelerate": {"train"},
     "diffusers": {"backbone", "composed_unet", "generate"},
+    "fsspec": {"places"},
     "huggingface_hub": {"import_adapter"},
     "jinja2": {"report"},
     "matplotlib": {"timeline"},
     "open_clip": {"nano_judge", "clip_tower"},
     "peft": {"lora"},
+    "pyarrow": {"table"},
     "pydantic": {"adapter_record", "manifest", "forget"},
     "rich": {"progress", "demo"},
     "safetensors": {"tensorfile"},
     "timm": {"dinov2"},
     "transformers": {"backbone", "hf_judge", "dinov2", "clip_tower"},
-    "typer": {"cli", "cli_evaluate", "flags"},
+    "typer": {"cli", "cli_evaluate", "cli_export", "flags"},
 }
 # The method itself: torch, the standard library, and our errors.
 METHOD = {"compose": {"torch", "promptcdm"}, "router": {"torch", "promptcdm"}}
-MAY_PRINT = {"cli", "cli_evaluate"}
-MAY_IMPORT_LATE = {"cli", "cli_evaluate"}  # `promptcdm --help` must not wait for torch
+MAY_PRINT = {"cli", "cli_evaluate", "cli_export"}
+MAY_IMPORT_LATE = {
+    "cli",
+    "cli_evaluate",
+    "cli_export",
+    "places",
+    "table",
+}  # `--help` must not wait for torch; extras may not be there
 LINES, FUNCTION_LINES = 400, 60
 HELP_SECONDS = 0.3
 
@@ -226,13 +246,14 @@ def test_every_dependency_is_pinned_and_every_import_is_one() -> None:
         return {match[0].lower().replace("-", "_") for match in found if match}
 
     project = PROJECT["project"]
+    extras = project["optional-dependencies"]
     wanted = names(project["dependencies"])
     pinned = names((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
-    assert wanted | names(project["optional-dependencies"]["dev"]) <= pinned
+    assert wanted.union(*(names(extra) for extra in extras.values())) <= pinned
     used = {dotted.split(".")[0] for tree in TREES.values() for dotted in imported(tree)}
     packages = {"PIL": "pillow", "open_clip": "open_clip_torch"}
     libraries = {packages.get(name, name) for name in used - set(sys.stdlib_module_names) - {"promptcdm"}}
-    assert libraries <= wanted | {"tomllib"}
+    assert libraries <= wanted | names(extras["datasets"]) | names(extras["remote"]) | {"tomllib"}
 
 
 def test_public_names_exist_and_are_listed_once() -> None:

@@ -1,0 +1,98 @@
+"""Copies of an adapter for other tools. Each is noted in the store, so that forgetting can say what it cannot reach.
+
+    diffusers   pytorch_lora_weights.safetensors                    pipe.load_lora_weights(DIR)
+    kohya       NAME.safetensors                                    A1111, ComfyUI, sd-scripts
+    peft        adapter_model.safetensors, adapter_config.json      PeftModel.from_pretrained(unet, DIR)
+
+A soft prompt goes beside it as learned_embeds.safetensors, in textual inversion's format. What is written has the
+strength of the store's adapter: alpha is r.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+from torch import Tensor
+
+from promptcdm.adapter import LORA, PROMPT, Adapter, prompt_file
+from promptcdm.errors import BadInput
+from promptcdm.lora_format import PEFT_CONFIG, PEFT_FILE, lora_modules, to_kohya
+from promptcdm.model_card import embedding_header, kohya_header, model_card
+from promptcdm.settings import ExportFormat
+from promptcdm.store import AdapterStore
+from promptcdm.tensorfile import write_bytes, write_json, write_tensors
+
+
+def export_adapter(name: str, *, store: AdapterStore, format: ExportFormat, out: Path) -> list[Path]:
+    """Write source `name` for other tools into the folder `out`, and note it in the store; returns the files.
+
+    Raises UnknownSource, AdapterMismatch where the adapter is not sound, and BadInput for an unknown format or a folder
+    that holds files already.
+    """
+    if format not in get_args(ExportFormat):
+        raise BadInput(f"format {format!r} is unknown; accepted: {', '.join(get_args(ExportFormat))}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out} is not an empty folder; an export gets a folder of its own")
+    adapter = store.load(name)
+    if format == "peft" and adapter.text_lora:
+        raise BadInput(
+            f"{name} adapts the text encoder, whose layers PEFT knows by names that differ between versions of "
+            "transformers; export it as diffusers or kohya"
+        )
+    # Noted before anything is written: a copy that nobody knows of is worse than a note without a copy.
+    note = {"source": name, "sha256": adapter.sha256, "format": format, "place": str(out.resolve())}
+    store.append_export(json.dumps(note, sort_keys=True))
+    out.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    if adapter.lora:
+        written += {"diffusers": _diffusers, "kohya": _kohya, "peft": _peft}[format](adapter, out)
+    if adapter.prompt:
+        written.append(out / PROMPT)
+        write_tensors(written[-1], prompt_file(adapter), embedding_header(adapter.record))
+    written.append(out / "README.md")
+    write_bytes(written[-1], model_card(adapter.record, adapter.prompt.keys()).encode())
+    return written
+
+
+def _diffusers(adapter: Adapter, out: Path) -> list[Path]:
+    write_tensors(out / LORA, adapter.lora, {"format": "pt"})
+    return [out / LORA]
+
+
+def _kohya(adapter: Adapter, out: Path) -> list[Path]:
+    path = out / f"{adapter.source}.safetensors"
+    theirs = to_kohya(adapter.lora, adapter.record.backbone.architecture)
+    write_tensors(path, theirs, kohya_header(adapter.record, adapter.lora))
+    return [path]
+
+
+def _peft(adapter: Adapter, out: Path) -> list[Path]:
+    modules = {name.removeprefix("unet."): pair for name, pair in lora_modules(adapter.unet_lora).items()}
+    tensors = {
+        f"base_model.model.{name}.lora_{half}.weight": tensor
+        for name, pair in modules.items()
+        for half, tensor in zip("AB", pair, strict=True)
+    }
+    write_tensors(out / PEFT_FILE, tensors, {"format": "pt"})
+    write_json(out / PEFT_CONFIG, _peft_config(modules))
+    return [out / PEFT_FILE, out / PEFT_CONFIG]
+
+
+def _peft_config(modules: dict[str, tuple[Tensor, Tensor]]) -> dict[str, object]:
+    """PEFT's settings for these layers, alpha = r in each."""
+    ranks = {name: len(a) for name, (a, _) in modules.items()}
+    rank = max(ranks.values())
+    other = {name: r for name, r in ranks.items() if r != rank}
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": other,
+        "alpha_pattern": other,
+        "target_modules": sorted(modules),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
