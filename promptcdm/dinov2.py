@@ -80,6 +80,7 @@ def _class_token(network: Any) -> Any:
 
     def read(pixels: torch.Tensor) -> torch.Tensor:
         found = network(pixels)
-        return found if isinstance(found, torch.Tensor) else found.pooler_output  # type: ignore[no-any-return]
+        token: torch.Tensor = found if isinstance(found, torch.Tensor) else found.pooler_output
+        return token
 
     return read

@@ -62,8 +62,8 @@ def compare_features(
     found = {}
     for name, value in values.items():
         low, high = jackknife_interval(value, left_out[name])
-        if name in SHARES:
-            low, high = max(low, 0.0), min(high, 1.0)
+        low = low if name == "kid" else max(low, 0.0)  # KID alone may be below 0
+        high = min(high, 1.0) if name in SHARES else high
         own = [each[name] for each in floors]
         at_floor_size = float(np.mean([each[name] for each in others]))
         found[name] = Figure(value, (low, high), float(np.mean(own)), (min(own), max(own)), at_floor_size)

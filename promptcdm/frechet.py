@@ -40,4 +40,4 @@ def _factor(centred: Rows) -> Rows:
     """F of equation (1), (min(N, d), d)."""
     n, d = centred.shape
     scaled: Rows = centred / np.sqrt(n - 1)
-    return scaled if n <= d else np.linalg.qr(scaled, mode="r")
+    return scaled if n <= d else np.asarray(np.linalg.qr(scaled, mode="r"))

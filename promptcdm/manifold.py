@@ -45,11 +45,11 @@ def manifold_left_out(
     """The figures without each group in turn, out of both sets; `groups` (N,) numbers them from 0."""
     x, y = feature_pair(real, generated)
     _check_k(k, len(x) - int(np.bincount(groups).max()))
-    squared = _squared(x, x), _squared(y, y), _squared(x, y)
+    real_real, fake_fake, across = _squared(x, x), _squared(y, y), _squared(x, y)
     found = []
     for group in range(int(groups.max()) + 1):
         keep = np.ix_(groups != group, groups != group)
-        found.append(_figures(*(distances[keep] for distances in squared), k=k))
+        found.append(_figures(real_real[keep], fake_fake[keep], across[keep], k))
     return found
 
 

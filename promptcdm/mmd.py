@@ -35,15 +35,16 @@ class KernelSums:
     def of(cls, kernel: Kernel, x: Rows, y: Rows, groups: NDArray[np.intp]) -> KernelSums:
         """Sums over x (N, d) and y (N, d), whose row i lies in group `groups[i]`."""
         sizes = np.bincount(groups)
-        own = [np.bincount(groups, [kernel(row[None], row[None]).item() for row in rows]) for rows in (x, y)]
-        pairs = [_block_sums(kernel, a, b, groups) for a, b in ((x, x), (y, y), (x, y))]
-        return cls(*pairs, *own, sizes=sizes)
+        own = [[kernel(row[None], row[None]).item() for row in rows] for rows in (x, y)]
+        own_x, own_y = (np.bincount(groups, values).astype(np.float64) for values in own)
+        xx, yy, xy = (_block_sums(kernel, a, b, groups) for a, b in ((x, x), (y, y), (x, y)))
+        return cls(xx, yy, xy, own_x, own_y, sizes)
 
     def without(self, group: int) -> KernelSums:
         """The sums as if the group were in neither set."""
         keep = np.arange(len(self.sizes)) != group
-        pairs = (sums[np.ix_(keep, keep)] for sums in (self.xx, self.yy, self.xy))
-        return KernelSums(*pairs, self.own_x[keep], self.own_y[keep], self.sizes[keep])
+        xx, yy, xy = (sums[np.ix_(keep, keep)] for sums in (self.xx, self.yy, self.xy))
+        return KernelSums(xx, yy, xy, self.own_x[keep], self.own_y[keep], self.sizes[keep])
 
     def unbiased(self) -> float:
         """The U-statistic; its mean is the population's value, so it may be below 0."""
