@@ -65,7 +65,7 @@ LAYERS = [
     {"store", "backbone"} | {"fidelity_figures", "question_files"},
     {"route", "source_text"},
     {"composed_unet", "train", "forget", "export", "reference"},
-    {"generate", "import_adapter", "evaluate"} | {"fidelity"},
+    {"generate", "import_adapter", "evaluate", "train_all"} | {"fidelity"},
     {"timeline"},
     {"report"},
     {"demo"},

@@ -1,0 +1,112 @@
+"""Many sources in a row, each alone, on one backbone that stays loaded.
+
+One that fails does not stop the others. Given again, the same call goes on: what stands in the store and came from the
+same pictures, settings and backbone is kept, and a training that was interrupted goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from promptcdm.backbone import Backbone
+from promptcdm.errors import BadInput, PromptCDMError
+from promptcdm.settings import TrainSettings
+from promptcdm.source import Source
+from promptcdm.store import AdapterStore
+from promptcdm.train import OnStep, train_adapter
+
+Watch = Callable[[str, int, int], AbstractContextManager[OnStep]]  # source, steps, batch size
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one source."""
+
+    source: str
+    state: Literal["trained", "kept", "failed"]
+    items: int  # pictures; 0 where the folder could not be read
+    seconds: float
+    what: str  # the adapter's sha256, or why it failed
+
+
+@contextmanager
+def _unwatched(source: str, steps: int, batch_size: int) -> Iterator[OnStep]:
+    yield lambda step, loss: None
+
+
+def train_all(
+    folder: Path,
+    backbone: Backbone,
+    settings: TrainSettings = TrainSettings(),
+    *,
+    store: AdapterStore,
+    replace: bool = False,
+    watch: Watch = _unwatched,
+) -> list[Outcome]:
+    """Train every folder in `folder` as a source of its own name, in the order of names.
+
+    `watch(source, steps, batch size)` is entered around each and yields its `on_step`. Raises BadInput where there is
+    no folder to train; whatever goes wrong with one source is its outcome.
+    """
+    return [_outcome(place, backbone, settings, store, replace, watch) for place in source_folders(folder)]
+
+
+def source_folders(folder: Path) -> list[Path]:
+    """The folders in `folder`, by name; hidden ones are left out. Raises BadInput where there is none."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder; give one that holds a folder for each source")
+    places = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not places:
+        raise BadInput(f"{folder} holds no folder; give one that holds a folder for each source")
+    return places
+
+
+def _outcome(
+    place: Path, backbone: Backbone, settings: TrainSettings, store: AdapterStore, replace: bool, watch: Watch
+) -> Outcome:
+    start, items = time.monotonic(), 0
+    try:
+        source = Source.open(place)
+        items = len(source)
+        kept = _standing(source, backbone, settings, store, replace)
+        if kept:
+            return Outcome(source.name, "kept", items, time.monotonic() - start, kept)
+        partial = store.checkpoint_folder(source.name)
+        with watch(source.name, settings.steps, settings.batch_size) as on_step:
+            adapter = train_adapter(source, backbone, settings, checkpoint=partial, on_step=on_step)
+        store.add(adapter, replace=replace)
+        shutil.rmtree(partial, ignore_errors=True)
+    except (PromptCDMError, OSError, RuntimeError) as error:  # out of memory is a RuntimeError of torch's
+        reason = " ".join(str(error).split())
+        return Outcome(place.name, "failed", items, time.monotonic() - start, reason)
+    return Outcome(source.name, "trained", items, time.monotonic() - start, adapter.sha256)
+
+
+def _standing(
+    source: Source, backbone: Backbone, settings: TrainSettings, store: AdapterStore, replace: bool
+) -> str:
+    """The digest of the adapter that this training would give again; "" where it has to be trained.
+
+    Raises BadInput where another adapter has the name, unless it may be replaced.
+    """
+    if source.name not in store.sources():
+        return ""
+    record = store.record(source.name)
+    same = (
+        record.source_digest == source.manifest().merkle_root
+        and record.backbone.digest == backbone.digest
+        and record.settings == asdict(settings)
+    )
+    if same:
+        return record.sha256
+    if not replace:
+        raise BadInput(
+            f"{store.root / source.name} is of other pictures, settings or another backbone; --replace trains it again"
+        )
+    return ""
