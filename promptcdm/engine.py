@@ -217,10 +217,8 @@ class Engine:
         self.forwards += 1
         call = unet_arguments(rows)
         # The bare backbone alone is the stock UNet to the bit; a fixed shape runs the slots always.
-        acting = None
-        if any(slots) or self.bucket:
-            acting = self.slots.index(slots, rows.x_t.device, runs=not self.bucket)
-        with self.slots.acting(acting):
+        slot_of_row = self.slots.index(slots, rows.x_t.device) if any(slots) or self.bucket else None
+        with self.slots.acting(slot_of_row):
             if rows.deep is not None:
                 return self._own(self._shallow(rows.x_t, rows.deep, **call)[:count]), None
             if not keep_deep:

@@ -11,11 +11,9 @@ is made by a hook behind each adapted layer, and only while `acting` says which 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -42,15 +40,6 @@ class SlotLora:
         return id(self.tensors), self.strength
 
 
-@dataclass(frozen=True, eq=False)
-class RowSlots:
-    """Which row of a forward is in which slot."""
-
-    of_row: Tensor  # (R,)
-    of_run: Tensor  # (G,) of each `run` rows, which follow one another and are in the same slot: R = G run
-    run: int
-
-
 class _Layer:
     """The stacks of one layer and the hook that adds them."""
 
@@ -64,29 +53,26 @@ class _Layer:
 
     def add(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """base(x) + B[s] A[s] x, for x (R, T, in), (R, in) or (R, in, h, w)."""
-        slots = self.slots.acting_slots
-        if slots is None:
+        slot = self.slots.slot_of_row
+        if slot is None:
             return None
         x = args[0]
-        if len(x) != len(slots.of_row):
+        if len(x) != len(slot):
             raise BadInput(
-                f"a layer was handed {len(x)} rows where the UNet was handed {len(slots.of_row)}; "
+                f"a layer was handed {len(x)} rows where the UNet was handed {len(slot)}; "
                 "switch off forward chunking, it splits the rows"
             )
+        a, b = self._of_rows(slot, output)
         if isinstance(layer, nn.Conv2d):
-            a, b = self._of(slots.of_row, output)
             patches = _patches(x, layer)  # (R, in * kh * kw, T)
             return torch.baddbmm(output.flatten(2), b, torch.bmm(a, patches)).view_as(output)
-        # Rows of one run share A and B: their tokens are one tall matrix.
-        a, b = self._of(slots.of_run, output)
-        runs = len(slots.of_run)
-        h = torch.bmm(x.reshape(runs, -1, x.shape[-1]), a.mT)  # (G, run T, r)
+        h = torch.bmm(x.reshape(len(x), -1, x.shape[-1]), a.mT)  # (R, T, r)
         # In place: the layer has just made its output, and nobody else holds it.
-        output.view(runs, -1, output.shape[-1]).baddbmm_(h, b.mT)
+        output.view(len(x), -1, output.shape[-1]).baddbmm_(h, b.mT)
         return output
 
-    def _of(self, slot: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """A and B of each entry of `slot`. Rows are in the same slots for many calls: they are gathered once."""
+    def _of_rows(self, slot: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's A and B. The rows of a run are in the same slots for many calls: they are gathered once."""
         if torch.compiler.is_compiling():  # the stacks and the slots are inputs of the graph
             return self.a[slot], self.b[slot]
         self.to(like)
@@ -112,9 +98,9 @@ class Slots:
         if count < 2:
             raise BadInput(f"slots is {count}; it takes 2 or more: slot 0 is the bare backbone")
         self.unet, self.count, self.rank, self.fixed = unet, count, rank, rank > 0
-        self.acting_slots: RowSlots | None = None  # while rows are being run
+        self.slot_of_row: Tensor | None = None  # (R,) while rows are being run
         self._layers: dict[str, _Layer] = {}
-        self._indices: dict[tuple[object, ...], RowSlots] = {}
+        self._indices: dict[tuple[object, ...], Tensor] = {}
         self._held: dict[int, SlotLora] = {}  # slot -> adapter, least recently used first
         for name in targets:
             self._layers[name] = _Layer(plain_layers(unet)[name], self, count, max(rank, 1))
@@ -139,28 +125,23 @@ class Slots:
             self._held[placed[key]] = self._held.pop(placed[key])  # most recently used
         return {key: placed[key] for key in wanted}
 
-    def index(self, slots: Sequence[int], device: torch.device, *, runs: bool = True) -> RowSlots:
-        """Slots of the rows: the same object for as long as nothing in the slots changes.
-
-        Without `runs`, each row is taken alone: the arithmetic of a row must not depend on its neighbours.
-        """
-        key = (*slots, device, runs)
+    def index(self, slots: Sequence[int], device: torch.device) -> Tensor:
+        """Slots of the rows as a tensor, (R,): the same one for as long as nothing in the slots changes."""
+        key = (*slots, device)
         if key not in self._indices:
             if len(self._indices) >= INDICES:
                 self._indices.clear()
-            run = math.gcd(*(len(list(group)) for _, group in groupby(slots))) if runs else 1
-            of_row = torch.tensor(list(slots), device=device)
-            self._indices[key] = RowSlots(of_row, of_row if run == 1 else of_row[::run], run)
+            self._indices[key] = torch.tensor(list(slots), device=device)
         return self._indices[key]
 
     @contextmanager
-    def acting(self, slots: RowSlots | None) -> Iterator[None]:
-        """Let the rows of the UNet calls inside be in these slots; None: all rows are the bare backbone."""
-        self.acting_slots = slots
+    def acting(self, slot_of_row: Tensor | None) -> Iterator[None]:
+        """Let the rows of the UNet calls inside be in these slots, (R,); None: all rows are the bare backbone."""
+        self.slot_of_row = slot_of_row
         try:
             yield
         finally:
-            self.acting_slots = None
+            self.slot_of_row = None
 
     def pin(self) -> None:
         """Keep the stacks where they are in memory, so that a CUDA graph reads them in place."""
