@@ -105,7 +105,8 @@ def train_adapter(
         str, typer.Option(help="the source's name, or its folder where --data is left out", metavar="NAME")
     ],
     data: Annotated[
-        Path | None, typer.Option(help="folder of pictures with captions", metavar="FOLDER")
+        str | None,
+        typer.Option(help="folder, tar or parquet of pictures with captions", metavar="PATH_OR_URL"),
     ] = None,
     replace: Replace = False,
     store: Store = Path("adapters"),
@@ -144,7 +145,7 @@ def train_adapter(
     _say_adapter(store, adapter)
 
 
-def _open_source(source: str, data: Path | None, provenance: Provenance) -> Source:
+def _open_source(source: str, data: str | None, provenance: Provenance) -> Source:
     from promptcdm.source import Source
 
     facts: dict[str, str | None] = asdict(provenance)
@@ -162,12 +163,7 @@ def _open_source(source: str, data: Path | None, provenance: Provenance) -> Sour
 
 def _refuse_large_pictures(source: Source) -> None:
     """Refuse to train nano, which draws 64 px, on pictures for a Stable Diffusion, unless asked to."""
-    from PIL import Image
-
-    large = 0
-    for item in source.items:
-        with Image.open(item.path) as picture:
-            large += min(picture.size) >= LARGE_PIXELS
+    large = sum(min(item.width, item.height) >= LARGE_PIXELS for item in source.items)
     if 2 * large > len(source):
         raise BadInput(
             f"{large} of {len(source)} pictures have {LARGE_PIXELS} px or more, and the default backbone, "

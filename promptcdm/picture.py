@@ -18,6 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MIN_SIDE = 8
+LOOK_SIDE = 8
+Look = bytes  # LOOK_SIDE * LOOK_SIDE * 3
 # A 20 kB PNG can hold 169 million pixels and take 800 MB to decode.
 MAX_PIXELS = 64_000_000
 
@@ -55,6 +57,11 @@ def decode_picture(data: bytes) -> Image.Image:
 def pixels_digest(image: Image.Image) -> str:
     """sha256 (hex) of "WIDTHxHEIGHT\\n" and the RGB bytes, row by row."""
     return hashlib.sha256(f"{image.width}x{image.height}\n".encode() + image.tobytes()).hexdigest()
+
+
+def look(image: Image.Image) -> Look:
+    """The mean colours of 8x8 fields, row by row, RGB: what stays when a picture is scaled or compressed again."""
+    return image.resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BOX).tobytes()
 
 
 def _check_size(image: Image.Image) -> None:

@@ -1,12 +1,13 @@
-"""A source: one owner's folder of pictures with captions, and nothing outside it.
+"""A source: one owner's pictures with captions, and nothing outside them.
 
     birds/
       a.png  b.jpg ...
       metadata.jsonl          {"file_name": "a.png", "text": "a red bird"}   (or a.txt beside a.png)
       source.toml             license, author, origin, attribution, trigger  (each may be left out)
 
-`Source.open` decodes every picture and reads every caption, and lists every problem at once, before any model
-is loaded. What was checked is what is used: a file that changes afterwards is an error.
+docs/data.md has the other layouts; all give the same `Source`. `Source.open` decodes every picture and reads
+every caption, and lists every problem at once, before any model is loaded. What was checked is what is used: a
+file that changes afterwards is an error.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ import hashlib
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
-from promptcdm.captions import is_one_line, outside, read_captions
+from promptcdm.captions import Captions
 from promptcdm.errors import BadInput, BadSource
+from promptcdm.layouts import find_pictures
 from promptcdm.manifest import Manifest, ManifestItem, merkle_root
-from promptcdm.picture import BadPicture, decode_picture, pixels_digest
+from promptcdm.picture import BadPicture, Look, decode_picture, look, pixels_digest
+from promptcdm.places import Pictures, Place, Unreadable, is_one_line, open_place, place_name, read_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,19 +61,23 @@ class Item:
     """One picture with its caption. `file` is relative to the folder, with "/"; digests are sha256 in hex."""
 
     file: str
-    path: Path
+    path: Path | str  # of the file; in a shard or table its path and then the member or row; or a URL
     caption: str
     bytes: int
     sha256: str  # of the file
     pixels_sha256: str  # see picture.pixels_digest
+    width: int  # upright
+    height: int
+    look: Look = field(repr=False)  # see picture.look
+    repeats: int = 1  # what kohya's folder name asks for
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checked folder of pictures and captions, with who made them and under which licence."""
+    """Checked pictures and captions, with who made them and under which licence."""
 
     name: str
-    folder: Path
+    folder: Path | str  # what was opened: a folder, file or URL
     items: tuple[Item, ...]  # sorted by file
     license: str  # SPDX identifier, or NOASSERTION
     author: str
@@ -78,11 +85,12 @@ class Source:
     attribution: str
     trigger: str
     notes: tuple[str, ...]  # not errors, but a person should read them
+    pictures: Pictures = field(repr=False, compare=False)  # what opens them
 
     @classmethod
     def open(
         cls,
-        folder: Path,
+        folder: Path | str,
         name: str | None = None,
         *,
         license: str | None = None,
@@ -91,30 +99,27 @@ class Source:
         attribution: str | None = None,
         trigger: str | None = None,
     ) -> Source:
-        """Read and check the whole folder; `name` defaults to the folder's, a keyword wins over source.toml.
+        """Read and check all of a folder, file or URL; `name` defaults to its own, a keyword wins over source.toml.
 
         Raises BadSource with every problem of every file in `problems`.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            problem = "not a folder" if folder.exists() else "no such folder"
-            raise BadSource(f"{folder}: {problem}; give a folder of pictures with captions", [problem])
-        name = folder.resolve().name if name is None else name
+        place = open_place(folder)
+        name = place_name(folder) if name is None else name
         problems = _name_problems(name)
-        facts = _read_source_toml(folder, problems)
+        facts = _read_source_toml(place, problems)
         keywords = (license, author, origin, attribution, trigger)
         facts |= {key: value for key, value in zip(_KEYS, keywords, strict=True) if value is not None}
         problems += [f"{key}: must be one line of text" for key in _KEYS if not is_one_line(facts[key])]
-        captions = read_captions(folder)
-        items = _check_items(folder, captions.found, captions.problems)
+        pictures, captions = find_pictures(place)
+        items = _check_items(pictures, captions)
         problems += captions.problems
         if not captions.found and not captions.problems:
             problems.append("holds no picture (PNG, JPEG or WebP)")
         if problems:
             raise BadSource(_summary(folder, problems), problems)
-        notes = [*captions.notes, *_notes(items, facts)]
+        notes = (*captions.notes, *_notes(items, facts))
         facts["license"] = facts["license"].strip() or NO_LICENSE
-        return cls(name=name, folder=folder, items=tuple(items), notes=tuple(notes), **facts)
+        return cls(name=name, folder=folder, items=tuple(items), notes=notes, pictures=pictures, **facts)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -123,9 +128,9 @@ class Source:
         """Picture `index` as upright RGB (see picture.py). Raises BadSource if it changed since `open`."""
         item = self.items[index]
         try:
-            data = item.path.read_bytes()
-        except OSError as error:
-            raise BadSource(f"{item.path}: cannot be read: {error.strerror}", [item.file]) from error
+            data = read_file(self.pictures, item.file)
+        except Unreadable as error:
+            raise BadSource(f"{item.path}: changed after it was checked: {error}", [item.file]) from error
         if hashlib.sha256(data).hexdigest() != item.sha256:
             raise BadSource(f"{item.path}: changed after it was checked; start again", [item.file])
         return decode_picture(data)
@@ -165,17 +170,17 @@ def _name_problems(name: str) -> list[str]:
     return []
 
 
-def _read_source_toml(folder: Path, problems: list[str]) -> dict[str, str]:
+def _read_source_toml(place: Place, problems: list[str]) -> dict[str, str]:
     facts = dict.fromkeys(_KEYS, "")
-    path = folder / SOURCE_TOML
-    if not path.exists() and not path.is_symlink():
-        return facts
-    if (reason := outside(folder, SOURCE_TOML)) is not None:
-        problems.append(f"{SOURCE_TOML}: {reason}")
+    if not place.holds(SOURCE_TOML):
         return facts
     try:
-        read = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+        text = read_file(place, SOURCE_TOML).decode("utf-8-sig")
+        read = tomllib.loads(text.replace("\r\n", "\n"))
+    except Unreadable as error:
+        problems.append(f"{SOURCE_TOML}: {error}")
+        return facts
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         problems.append(f"{SOURCE_TOML}: cannot be read: {' '.join(str(error).split())[:160]}")
         return facts
     for key, value in read.items():
@@ -188,20 +193,28 @@ def _read_source_toml(folder: Path, problems: list[str]) -> dict[str, str]:
     return facts
 
 
-def _check_items(folder: Path, captions: Mapping[str, str], problems: list[str]) -> list[Item]:
+def _check_items(pictures: Pictures, captions: Captions) -> list[Item]:
     items = []
-    for file in sorted(captions):
-        path = folder / file
+    for file, caption in sorted(captions.found.items()):
         try:
-            data = path.read_bytes()
-            pixels = pixels_digest(decode_picture(data))
-        except BadPicture as error:
-            problems.append(f"{file}: {error}")
-        except OSError as error:
-            problems.append(f"{file}: cannot be read: {error.strerror}")
+            data = read_file(pictures, file)
+            image = decode_picture(data)
+        except (BadPicture, Unreadable) as error:
+            captions.problems.append(f"{file}: {error}")
         else:
-            digest = hashlib.sha256(data).hexdigest()
-            items.append(Item(file, path, captions[file], len(data), digest, pixels))
+            item = Item(
+                file=file,
+                path=pictures.where(file),
+                caption=caption,
+                bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+                pixels_sha256=pixels_digest(image),
+                width=image.width,
+                height=image.height,
+                look=look(image),
+                repeats=captions.repeats.get(file, 1),
+            )
+            items.append(item)
     return items
 
 
@@ -212,10 +225,16 @@ def _notes(items: list[Item], facts: Mapping[str, str]) -> list[str]:
     copies = len(items) - len({item.pixels_sha256 for item in items})
     if copies:
         notes.append(f"{copies} of {len(items)} pictures are exact copies of others")
+    repeats = sorted({item.repeats for item in items})
+    if len(repeats) > 1:
+        asked = ", ".join(map(str, repeats))
+        notes.append(
+            f"kohya's repeats {asked} are recorded and not used: every picture is trained on equally often"
+        )
     return notes
 
 
-def _summary(folder: Path, problems: list[str]) -> str:
+def _summary(folder: Path | str, problems: list[str]) -> str:
     if len(problems) == 1:
         return f"{folder}: {problems[0]}"
     return f"{folder}: {len(problems)} problems, the first: {problems[0]}"

@@ -154,7 +154,7 @@ def test_captions_in_sidecars_are_checked(folder: Path) -> None:
     (folder / "LICENSE.txt").write_text("no caption")
     problems = _problems(folder)
     assert problems == (
-        "a.png: two captions, in a.txt and a.caption",
+        "a.png: two captions that differ, in a.txt and a.caption",
         "b.txt: not UTF-8; save it as UTF-8",
         "more/c.webp: no caption; write c.txt or a row of metadata.jsonl",
         "orphan.caption: a caption without its picture",
@@ -163,7 +163,7 @@ def test_captions_in_sidecars_are_checked(folder: Path) -> None:
 
 def test_metadata_beside_sidecars_is_two_captions(folder: Path) -> None:
     (folder / "a.txt").write_text("another caption")
-    assert _problems(folder) == ("a.png: two captions, in metadata.jsonl and in a.txt",)
+    assert _problems(folder) == ("a.png: two captions that differ, in metadata.jsonl and in a.txt",)
 
 
 def test_unused_text_files_are_noted(folder: Path) -> None:
@@ -186,7 +186,7 @@ def test_missing_empty_and_file_instead_of_folder(tmp_path: Path) -> None:
     with pytest.raises(BadSource, match=r"gone: no such folder; give a folder of pictures"):
         Source.open(tmp_path / "gone")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BadSource, match=r"file: not a folder"):
+    with pytest.raises(BadSource, match=r"holds no picture"):
         Source.open(tmp_path / "file")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadSource, match=r"empty: holds no picture \(PNG, JPEG or WebP\)"):
