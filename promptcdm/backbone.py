@@ -11,7 +11,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from transformers.utils import logging as transformers_logging
 
 from promptcdm.adapter_record import AdapterRecord
-from promptcdm.engine import Engine
+from promptcdm.engine import FIXED_RANK, Engine
 from promptcdm.errors import AdapterMismatch, BadInput
-from promptcdm.lora import plain_layers
+from promptcdm.lora import plain_layers, target_modules
 from promptcdm.prompt import PromptEmbeds, encode_prompts
 from promptcdm.shipped import shipped
 from promptcdm.text_lora import TextLora, acting, fitted, text_layers
@@ -101,6 +101,20 @@ class Backbone:
         architecture = _architecture(pipe.unet.config)
         engine = Engine(pipe.unet, slots=slots, bucket=bucket)
         return cls(pipe, pipe.unet, label, digest, architecture, schedule.alphas_cumprod, engine)
+
+    def compiled(
+        self, *, bucket: int, rank: int = FIXED_RANK, targets: str = "attention", **options: Any
+    ) -> Backbone:
+        """This backbone with an engine of fixed shapes, compiled with `torch.compile(**options)`; use it alone.
+
+        `bucket` rows a forward, LoRAs of at most `rank` on the layers that `targets` names ("attention" or "wide").
+        Nothing that comes later is compiled anew. Raises BadInput for a bucket of 0.
+        """
+        self.engine.slots.close()  # its hooks would act in the same UNet
+        layers = target_modules(self.unet, targets)
+        engine = Engine(self.unet, slots=self.engine.slots.count, bucket=bucket, rank=rank, targets=layers)
+        engine.compile(**options)
+        return replace(self, engine=engine)
 
     @property
     def lock(self) -> threading.RLock:

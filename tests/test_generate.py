@@ -223,6 +223,19 @@ def test_a_thousand_adapters_beside_it_change_neither_the_work_nor_the_picture(
     assert pixels(made[0]) == pixels(made[1])
 
 
+def test_a_compiled_backbone_draws_the_same(tiny_sd1: Path, store: AdapterStore) -> None:
+    plain = Backbone.load(tiny_sd1, device="cpu")
+    wanted = generate(["x"], allowed=["birds", "cars"], backbone=plain, store=store, settings=FAST)
+    compiled = plain.compiled(bucket=4, rank=2, backend="eager")
+    made = generate(["x"], allowed=["birds", "cars"], backbone=compiled, store=store, settings=FAST)
+    torch._dynamo.reset()
+    assert compiled.engine.forwards == 3, "three rows a step, in one forward of four"
+    difference = np.asarray(made.images[0], np.int16) - np.asarray(wanted.images[0], np.int16)
+    assert np.abs(difference).max() <= 1
+    with pytest.raises(BadInput, match="fixed shapes"):
+        compiled.compiled(bucket=0)
+
+
 def test_a_prediction_that_is_not_finite_is_an_error_that_names_the_source(
     backbone: Backbone, store: AdapterStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

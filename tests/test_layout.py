@@ -57,6 +57,7 @@ LAYERS = [
     | {"flags", "demo_result"},
     {"layouts"},
     {"source"},
+    {"preflight", "clip_tokenizer"},
     {"kid", "cmmd", "features"}
     | {"lora_format", "slots", "question_rules", "statements", "answer", "demo_plan", "verdict"},
     {"model_card", "engine", "text_lora", "nano_judge", "hf_judge"}
@@ -69,7 +70,7 @@ LAYERS = [
     {"timeline"},
     {"report"},
     {"demo"},
-    {"cli_evaluate", "cli_export"},
+    {"cli_evaluate", "cli_export", "cli_preflight"},
     {"cli"},
     {"__main__"},
 ]
@@ -88,16 +89,17 @@ HOMES = {
     "rich": {"progress", "demo"},
     "safetensors": {"tensorfile"},
     "timm": {"dinov2"},
-    "transformers": {"backbone", "hf_judge", "dinov2", "clip_tower"},
-    "typer": {"cli", "cli_evaluate", "cli_export", "flags"},
+    "transformers": {"backbone", "hf_judge", "dinov2", "clip_tower", "clip_tokenizer"},
+    "typer": {"cli", "cli_evaluate", "cli_export", "cli_preflight", "flags"},
 }
 # The method itself: torch, the standard library, and our errors.
 METHOD = {"compose": {"torch", "promptcdm"}, "router": {"torch", "promptcdm"}}
-MAY_PRINT = {"cli", "cli_evaluate", "cli_export"}
+MAY_PRINT = {"cli", "cli_evaluate", "cli_export", "cli_preflight"}
 MAY_IMPORT_LATE = {
     "cli",
     "cli_evaluate",
     "cli_export",
+    "cli_preflight",
     "places",
     "table",
 }  # `--help` must not wait for torch; extras may not be there
