@@ -21,6 +21,7 @@ import typer
 from promptcdm import __version__
 from promptcdm.cli_evaluate import evaluate_app, say_table
 from promptcdm.cli_export import export
+from promptcdm.cli_preflight import preflight
 from promptcdm.config import read_config, settle
 from promptcdm.errors import AdapterMismatch, BadInput, BadSource, PromptCDMError, RunFailed
 from promptcdm.flags import Config, Mismatch, Replace, Store, read_names, read_strengths, with_flags
@@ -53,6 +54,7 @@ app = typer.Typer(
 )
 app.add_typer(evaluate_app, name="evaluate")
 app.command()(export)
+app.command()(preflight)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
