@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--judge", required=True, help=ACCEPTED)
     parser.add_argument("--out", type=Path, help="where TIFA's result goes")
     parser.add_argument("--judgements", type=Path, help="file of all answers (default: OUT.judgements.jsonl)")
+    parser.add_argument("--negatives", action="store_true", help="ask counterparts whose answer is no, too")
     parser.add_argument("--seed", type=int, default=0, help="of the order of choices (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     given = parser.parse_args(arguments)
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=given.seed,
             device=given.device,
             judgements=given.judgements,
+            negatives=given.negatives,
         )
     except PromptCDMError as error:
         print(f"tifa.py: {error}", file=sys.stderr)

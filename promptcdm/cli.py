@@ -277,44 +277,6 @@ def generate(
         typer.echo(f"attribution owed to {name}: {line}")
 
 
-@evaluate_app.command("tifa")
-def evaluate_tifa(
-    questions: Annotated[
-        Path,
-        typer.Option(help="TIFA's .json, DSG's .csv, GenEval's .jsonl, or prompts in a .txt", metavar="FILE"),
-    ],
-    images: Annotated[
-        Path, typer.Option(help="JSON of id: picture, beside the pictures", metavar="MAP.json")
-    ],
-    judge: Annotated[
-        str,
-        typer.Option(help="nano-judge, hf:ID_OR_FOLDER, always-yes or first-choice", metavar="NAME"),
-    ] = "nano-judge",
-    out: Annotated[Path | None, typer.Option(help="TIFA's result file", metavar="FILE")] = None,
-    judgements: Annotated[
-        Path | None,
-        typer.Option(help="file of all answers; it is added to [OUT.judgements.jsonl]", metavar="FILE"),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="seed of the order of choices [0]", metavar="N")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps", metavar="TEXT")] = "auto",
-) -> None:
-    """Ask a judge TIFA's questions about pictures, beside judges that see none.
-
-    Only what the file of judgements lacks is asked. Where it was stopped, the same command goes on.
-    """
-    for path in (questions, images):
-        if not path.is_file():
-            raise BadInput(f"{path}: no such file; give a file of questions and a JSON map")
-
-    from promptcdm.evaluate import run_tifa
-
-    report = run_tifa(questions, images, judge, out, seed=seed, device=device, judgements=judgements)
-    say_table(report.table())
-    say_table(report.score_table())
-    for line in report.left_out():
-        typer.echo(f"promptcdm: {line}", err=True)
-
-
 @app.command()
 def sources(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,

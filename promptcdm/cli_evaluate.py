@@ -1,4 +1,4 @@
-"""The commands under `promptcdm evaluate` that compare folders, and the columns in which results are printed."""
+"""The commands under `promptcdm evaluate`, and the columns in which results are printed."""
 
 from __future__ import annotations
 
@@ -45,6 +45,53 @@ def evaluate_fidelity(
         typer.echo(line)
     if report.in_both:
         typer.echo(f"{report.in_both} generated files are, byte for byte, real files.")
+
+
+@evaluate_app.command("tifa")
+def evaluate_tifa(
+    questions: Annotated[
+        Path,
+        typer.Option(help="TIFA's .json, DSG's .csv, GenEval's .jsonl, or prompts in a .txt", metavar="FILE"),
+    ],
+    images: Annotated[
+        Path, typer.Option(help="JSON of id: picture, beside the pictures", metavar="MAP.json")
+    ],
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="nano-judge, hf:ID_OR_FOLDER, openai:URL#MODEL, replay:NAME, always-yes, first-choice",
+            metavar="NAME",
+        ),
+    ] = "nano-judge",
+    out: Annotated[Path | None, typer.Option(help="TIFA's result file", metavar="FILE")] = None,
+    judgements: Annotated[
+        Path | None,
+        typer.Option(help="file of all answers; it is added to [OUT.judgements.jsonl]", metavar="FILE"),
+    ] = None,
+    negatives: Annotated[
+        bool,
+        typer.Option("--negatives", help="ask each yes/no question's counterpart too, whose answer is no"),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="seed of the order of choices [0]", metavar="N")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps", metavar="TEXT")] = "auto",
+) -> None:
+    """Ask a judge TIFA's questions about pictures, beside judges that see none.
+
+    Only what the file of judgements lacks is asked. Where it was stopped, the same command goes on.
+    """
+    for path in (questions, images):
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file; give a file of questions and a JSON map")
+
+    from promptcdm.evaluate import run_tifa
+
+    report = run_tifa(
+        *(questions, images, judge, out), seed=seed, device=device, judgements=judgements, negatives=negatives
+    )
+    say_table(report.table())
+    say_table(report.score_table())
+    for line in report.left_out():
+        typer.echo(f"promptcdm: {line}", err=True)
 
 
 def say_table(rows: Sequence[Sequence[str]]) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from promptcdm import tifa
 from promptcdm.alignment import Score, alignment
 from promptcdm.asking import Failure, Judged, ask
+from promptcdm.counterfactual import balanced
 from promptcdm.errors import BadQuestions, RunFailed
 from promptcdm.judge import Judge, load_judge
 from promptcdm.judgements import JudgementLog
 from promptcdm.question_files import read_question_file
 from promptcdm.questions import Question
+from promptcdm.replay import replay
 from promptcdm.tensorfile import write_json
 
 
@@ -109,19 +111,26 @@ def run_tifa(
     seed: int = 0,
     device: str = "auto",
     judgements: Path | None = None,
+    negatives: bool = False,
 ) -> TifaReport:
     """Score the pictures of a map file, {id: path}, whose paths resolve against its folder; write to `out`.
 
     Answers are kept in `judgements`, beside `out` where it is left out, and only what that file lacks is asked.
+    The judge `replay:NAME` has the answers that judge NAME gave there, and no others. With `negatives` the
+    counterpart of each yes/no question is asked too, and a question that has none is left out, so that always
+    saying yes is right for half.
+
     Raises BadQuestions for a file that cannot be used or pictures that are missing (all of them are named,
     before any judging), BadInput for an unknown judge or a file that holds no judgements, RunFailed where
     nothing could be judged.
     """
     asked = read_question_file(questions, seed=seed)
+    if negatives:
+        asked = balanced(asked, seed=seed)
     log = JudgementLog(judgements or (out and beside(out, "judgements.jsonl")))
-    report = evaluate_tifa(
-        asked, load_image_map(images), load_judge(judge, device=device), seed=seed, log=log
-    )
+    recorded = judge.removeprefix("replay:")
+    answering = load_judge(judge, device=device) if recorded == judge else replay(log, recorded)
+    report = evaluate_tifa(asked, load_image_map(images), answering, seed=seed, log=log)
     if out is not None:
         report.save(out)
     return report

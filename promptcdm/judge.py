@@ -12,6 +12,7 @@ from promptcdm.answer import Answer, Asked, CannotAnswer, Judge
 from promptcdm.errors import BadInput
 from promptcdm.hf_judge import load_hf
 from promptcdm.nano_judge import load_nano
+from promptcdm.openai_judge import load_openai
 from promptcdm.shipped import shipped
 
 __all__ = [
@@ -26,7 +27,7 @@ __all__ = [
     "torch_device",
 ]
 
-ACCEPTED = "nano-judge, hf:ID_OR_FOLDER, always-yes, first-choice"
+ACCEPTED = "nano-judge, hf:ID_OR_FOLDER, openai:URL#MODEL, replay:NAME, always-yes, first-choice"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def load_judge(name: str, *, device: str = "auto") -> Judge:
         return load_nano(shipped("nano-judge"), torch_device(device))
     if name.startswith("hf:") and len(name) > len("hf:"):
         return load_hf(name.removeprefix("hf:"), torch_device(device))
+    if name.startswith("openai:"):
+        return load_openai(name.removeprefix("openai:"))
     raise BadInput(f"judge {name!r} is not known; accepted are {ACCEPTED}")
 
 

@@ -58,6 +58,10 @@ class JudgementLog:
         """What the judge answered; None where it was not asked."""
         return self._answers.get(key)
 
+    def judges(self) -> tuple[tuple[str, str], ...]:
+        """(name, version) of every judge that has an answer here."""
+        return tuple(dict.fromkeys((key.judge, key.version) for key in self._answers))
+
     def add(self, judged: Iterable[tuple[JudgementKey, Answer]]) -> None:
         """Keep the answers: when this returns they are on disk, whole lines in one write."""
         new = {key: answer for key, answer in judged if key not in self._answers}

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from promptcdm.answer import Answer, Asked
-from promptcdm.errors import BadQuestions, RunFailed
+from promptcdm.errors import BadInput, BadQuestions, RunFailed
 from promptcdm.evaluate import evaluate_tifa, load_image_map, run_tifa
 from promptcdm.judgements import JudgementLog
 from promptcdm.questions import Question
@@ -281,3 +281,19 @@ def test_script_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     assert run.stdout == ""
     assert len(run.stderr.splitlines()) == 1
     assert "none.json" in run.stderr
+
+
+def test_negatives_and_replay_by_name(tmp_path: Path) -> None:
+    rows = [
+        Question(id, f"all {c}", f"is it {c}?", ("yes", "no"), "yes", "color") for id, c in COLORS.items()
+    ]
+    path = tmp_path / "yes.json"
+    path.write_text(json.dumps([question.record() for question in rows]), encoding="utf-8")
+    log = tmp_path / "log.jsonl"
+    report = run_tifa(path, pictures(tmp_path), "always-yes", judgements=log, negatives=True)
+    assert (report.average, report.counts["all"]) == (0.5, 4)  # "lime" is no colour that can be changed
+    assert report.baselines["always yes"]["all"] == 0.5
+    again = run_tifa(path, tmp_path / "map.json", "replay:always-yes", judgements=log, negatives=True)
+    assert (again.average, again.new) == (report.average, 0)
+    with pytest.raises(BadInput, match="no answer of judge 'sphinx'"):
+        run_tifa(path, tmp_path / "map.json", "replay:sphinx", judgements=log)

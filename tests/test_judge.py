@@ -76,7 +76,7 @@ def test_plain_words_of_captions() -> None:
 
 def test_unknown_judges_are_refused_with_the_accepted_ones() -> None:
     for name in ("clip", "hf:", "", "Nano-judge"):
-        with pytest.raises(BadInput, match=r"nano-judge, hf:ID_OR_FOLDER, always-yes, first-choice"):
+        with pytest.raises(BadInput, match=r"nano-judge, hf:ID_OR_FOLDER, openai:URL#MODEL, replay:NAME"):
             load_judge(name)
     with pytest.raises(BadInput, match="'tpu'"):
         torch_device("tpu")

@@ -60,9 +60,9 @@ LAYERS = [
     {"preflight", "clip_tokenizer"},
     {"kid", "cmmd", "features"}
     | {"lora_format", "slots", "question_rules", "statements", "answer", "demo_plan", "verdict"},
-    {"model_card", "engine", "text_lora", "nano_judge", "hf_judge"}
-    | {"judgements", "tifa", "soft_tifa", "vqascore", "dsg", "agreement", "compbench"},
-    {"adapter", "judge", "feature_cache", "asking", "alignment", "geneval"},
+    {"model_card", "engine", "text_lora", "nano_judge", "hf_judge", "openai_judge"}
+    | {"judgements", "tifa", "soft_tifa", "vqascore", "dsg", "agreement", "compbench", "counterfactual"},
+    {"adapter", "judge", "feature_cache", "asking", "alignment", "geneval", "replay"},
     {"store", "backbone"} | {"fidelity_figures", "question_files"},
     {"route", "source_text"},
     {"composed_unet", "train", "forget", "export", "reference"},
