@@ -104,11 +104,16 @@ def _root(
 @with_flags(Provenance, BackboneSettings, TrainSettings)
 def train_adapter(
     source: Annotated[
-        str, typer.Option(help="the source's name, or its folder where --data is left out", metavar="NAME")
-    ],
+        str | None,
+        typer.Option(help="the source's name, or its folder where --data is left out", metavar="NAME"),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="folder, tar or parquet of pictures with captions", metavar="PATH_OR_URL"),
+    ] = None,
+    every: Annotated[
+        Path | None,
+        typer.Option("--all", help="train each folder in here as a source of its own", metavar="FOLDER"),
     ] = None,
     replace: Replace = False,
     store: Store = Path("adapters"),
@@ -122,7 +127,17 @@ def train_adapter(
     """
     chosen = read_config(config, ALL_SETTINGS) if config else {}
     which, settings = settle(BackboneSettings, chosen, flags), settle(TrainSettings, chosen, flags)
-    opened = _open_source(source, data, settle(Provenance, {}, flags))
+    provenance = settle(Provenance, {}, flags)
+    if every is not None:
+        if source is not None or data is not None or provenance != Provenance():
+            raise BadInput(
+                "--all takes each source's name, pictures and licence from its own folder; give it alone"
+            )
+        _train_all(every, which, settings, store, replace)
+        return
+    if source is None:
+        raise BadInput("--source is missing: a source's name, or its folder; --all FOLDER trains many")
+    opened = _open_source(source, data, provenance)
     if flags["backbone"] is None and "backbone" not in chosen:
         _refuse_large_pictures(opened)
 
@@ -145,6 +160,32 @@ def train_adapter(
     adapters.add(adapter, replace=replace)
     shutil.rmtree(partial, ignore_errors=True)
     _say_adapter(store, adapter)
+
+
+def _train_all(
+    folder: Path, which: BackboneSettings, settings: TrainSettings, store: Path, replace: bool
+) -> None:
+    from promptcdm.progress import training_bar
+    from promptcdm.store import AdapterStore
+    from promptcdm.train_all import source_folders, train_all
+
+    count = len(source_folders(folder))  # before a backbone is loaded
+    try:
+        outcomes = train_all(
+            folder,
+            _load_backbone(which),
+            settings,
+            store=AdapterStore(store),
+            replace=replace,
+            watch=training_bar,
+        )
+    except KeyboardInterrupt:
+        raise RunFailed("stopped; the same command keeps what is done and goes on") from None
+    rows = [("source", "", "pictures", "seconds", "sha256, or why not")]
+    say_table([*rows, *((o.source, o.state, str(o.items), f"{o.seconds:.0f}", o.what) for o in outcomes)])
+    failed = sum(o.state == "failed" for o in outcomes)
+    if failed:
+        raise RunFailed(f"{failed} of {count} sources failed; the same command tries them again")
 
 
 def _open_source(source: str, data: str | None, provenance: Provenance) -> Source:

@@ -228,9 +228,7 @@ def _notes(items: list[Item], facts: Mapping[str, str]) -> list[str]:
     repeats = sorted({item.repeats for item in items})
     if len(repeats) > 1:
         asked = ", ".join(map(str, repeats))
-        notes.append(
-            f"kohya's repeats {asked} are recorded and not used: every picture is trained on equally often"
-        )
+        notes.append(f"kohya's repeats {asked}: a picture is trained on as often as its folder's name says")
     return notes
 
 

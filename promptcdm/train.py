@@ -45,6 +45,7 @@ class _Data:
     mean: Tensor  # (V, I, C, h, w), V = 1, or 2 with mirrored pictures
     std: Tensor  # (V, I, C, h, w)
     captions: tuple[str, ...]  # with the trigger in front
+    turns: Tensor  # (sum of repeats,) items, each as often as its folder asks for
     embeds: Tensor  # (I + 1, L, D); the last is the empty caption
     pooled: Tensor | None  # (I + 1, D2)
     time_ids: Tensor | None  # (6,), SDXL
@@ -139,10 +140,19 @@ def _encode(source: Source, backbone: Backbone, settings: TrainSettings, trigger
         torch.stack([torch.cat(view) for view in means[:views]]),
         torch.stack([torch.cat(view) for view in stds[:views]]),
         captions,
+        turns(source),
         torch.cat([p.embeds for p in parts])[place.to(backbone.device)],
         None if pooled is None else pooled[place.to(backbone.device)],
         None if pooled is None else torch.tensor([side, side, 0, 0, side, side], device=backbone.device),
     )
+
+
+def turns(source: Source) -> Tensor:
+    """Items as training draws them, (sum of repeats,): each as often as kohya's folder name asks for, else once.
+
+    The name is part of the file's, so the manifest's digest knows of it.
+    """
+    return torch.tensor([i for i, item in enumerate(source.items) for _ in range(item.repeats)])
 
 
 def _encode_captions(captions: list[str], backbone: Backbone) -> list[PromptEmbeds]:
@@ -245,7 +255,7 @@ def _loss(
     generator: torch.Generator,
 ) -> Tensor:
     """One batch's min-SNR weighted squared error, in eps or v as the backbone predicts."""
-    items = torch.randint(data.mean.shape[1], (settings.batch_size,), generator=generator)
+    items = data.turns[torch.randint(len(data.turns), (settings.batch_size,), generator=generator)]
     views = torch.randint(data.mean.shape[0], (settings.batch_size,), generator=generator)
     t = torch.randint(len(backbone.alphas_cumprod), (settings.batch_size,), generator=generator)
     mean, std = data.mean[views, items], data.std[views, items]

@@ -65,13 +65,16 @@ def _refused(result: tuple[int, str, str], words: str, code: int = 2) -> None:
         (["generate", "a bird", "--allowed", "a", "--seed", "x"], "--seed is 'x'; it takes a whole number"),
         (["generate", "a bird", "--allowed", "a", "--sed", "1"], "No such option: --sed"),
         (["generate", "a bird", "--allowed", "a", "--config", NOTHING], "config nothing: No such file"),
-        (["train-adapter"], "Missing option '--source'"),
         (
             ["train-adapter", "--source", "birds"],
             "--source birds is no folder; give its pictures with --data",
         ),
         (["train-adapter", "--source", "birds", "--data", NOTHING], "nothing: no such folder"),
         (["train-adapter", "--source", "a", "--data", NOTHING, "--steps", "1.5"], "--steps is '1.5'"),
+        (["train-adapter"], "--source is missing"),
+        (["train-adapter", "--all", NOTHING, "--source", "a"], "--all takes each source's name"),
+        (["train-adapter", "--all", NOTHING, "--license", "MIT"], "--all takes each source's name"),
+        (["train-adapter", "--all", NOTHING], "nothing: no such folder"),
         (["forget", "birds"], "add --yes where nobody can answer"),
         (["forget", "birds", "--yes"], "no source 'birds' that you may use"),
         (["verify", "birds"], "no source 'birds' that you may use"),
@@ -252,6 +255,26 @@ def trained(run: Run, tmp_path: Path, toy_source: ToySource, tiny_sd1: Path) -> 
         "reds",
     ]
     return run
+
+
+def test_many_sources_train_by_one_command(
+    run: Run, tmp_path: Path, toy_source: ToySource, tiny_sd1: Path
+) -> None:
+    for name, colour in (("reds", "red"), ("blues", "blue")):
+        toy_source(tmp_path / "pictures", name, colour)
+    (tmp_path / "pictures" / "empty").mkdir()
+    code, out, err = run("train-adapter", "--all", tmp_path / "pictures", "--backbone", tiny_sd1, *TRAIN)
+    assert code == 1
+    assert err.endswith("promptcdm: 1 of 3 sources failed; the same command tries them again\n")
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [
+        ["blues", "trained"],
+        ["empty", "failed"],
+        ["reds", "trained"],
+    ]
+    (tmp_path / "pictures" / "empty").rmdir()
+    code, out, err = run("train-adapter", "--all", tmp_path / "pictures", "--backbone", tiny_sd1, *TRAIN)
+    assert code == 0, err
+    assert [line.split()[1] for line in out.splitlines()[1:]] == ["kept", "kept"]
 
 
 def test_train_then_generate(trained: Run, tmp_path: Path, tiny_sd1: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from promptcdm.errors import BadSource
 from promptcdm.source import Source
+from promptcdm.train import turns
 
 ROWS = {"a": ("red", "a red square"), "b": ("blue", "a blue square, plain")}
 
@@ -112,7 +113,8 @@ def test_kohya_folders_give_repeats_and_their_name_where_nothing_else_is_written
         ("2_blue_bird/a.png", "its own", 2),
     ]
     assert any('take "red bird" from the folder\'s name' in note for note in source.notes)
-    assert any("repeats 2, 10 are recorded and not used" in note for note in source.notes)
+    assert any("repeats 2, 10: a picture is trained on as often" in note for note in source.notes)
+    assert turns(source).tolist() == [0] * 10 + [1] * 2
     (tmp_path / "k/2_blue_bird/b.png").write_bytes(_png("green"))
     assert _problems(tmp_path / "k")[0].startswith("2_blue_bird/b.png: no caption")
     (tmp_path / "k/10_red bird/a.png").rename(tmp_path / "k/a.png")

@@ -1,9 +1,9 @@
 """Muon for the weight matrices, AdamW for all else, as one optimizer.
 
-Muon (Jordan et al. 2024) makes the momentum of a matrix orthogonal before it steps, so that no direction is left behind;
-a convolution is the matrix (out, in * kh * kw). Its step has the size of AdamW's (`match_rms_adamw`, Liu et al. 2025), so
-both take one learning rate. From the same weights and for the same time on one core, 400 steps of AdamW with their
-cooldown ended at a loss of 0.1717, 250 steps of Muon without one at 0.1691 (EMA weights, 40 fixed batches of 48).
+Muon (Jordan et al. 2024) makes the momentum of a matrix orthogonal before it steps, so that no direction is left
+behind; a convolution is the matrix (out, in * kh * kw). Its step has the size of AdamW's (`match_rms_adamw`, Liu et al.
+2025), so both take one learning rate. From the same weights and for the same time on one core, 400 steps of AdamW with
+their cooldown ended at a loss of 0.1717, 250 steps of Muon without one at 0.1691 (EMA weights, 40 fixed batches of 48).
 """
 
 from __future__ import annotations

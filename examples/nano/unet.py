@@ -3,9 +3,9 @@
     python examples/nano/unet.py --pictures DIR --run DIR --steps N [--cooldown N]
 
 v-prediction with its weight held at SNR + 1 = 5, after min-SNR (Hang et al. 2023), batch 64, bf16 autocast over fp32
-weights, Muon and AdamW (`optimizer.py`), EMA. The learning rate is constant after a warm-up, so a run can be lengthened at will; `--cooldown N` takes it
-to zero over the last N steps. Every random number is a function of the step, so a resumed run goes on as if it had not
-stopped.
+weights, Muon and AdamW (`optimizer.py`), EMA. The learning rate is constant after a warm-up, so a run can be lengthened
+at will; `--cooldown N` takes it to zero over the last N steps. Every random number is a function of the step, so a
+resumed run goes on as if it had not stopped.
 """
 
 from __future__ import annotations
