@@ -36,6 +36,11 @@ from promptcdm.text_names import TEXT_ENCODERS
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+# nano's was measured on its adapters (docs/method.md, section 4): over the bare backbone's unconditional row, more
+# guidance turns their style into distortion.
+GUIDANCE, NANO_GUIDANCE = 5.0, 2.0
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A loaded pipeline whose weights never change.
@@ -115,6 +120,11 @@ class Backbone:
         engine = Engine(self.unet, slots=self.engine.slots.count, bucket=bucket, rank=rank, targets=layers)
         engine.compile(**options)
         return replace(self, engine=engine)
+
+    @property
+    def guidance_scale(self) -> float:
+        """What is taken where no guidance scale is given."""
+        return NANO_GUIDANCE if self.name == "nano" else GUIDANCE
 
     @property
     def lock(self) -> threading.RLock:

@@ -72,7 +72,7 @@ class ComposedUNet(nn.Module):
 
     `router` is a name or a Router; `strength` scales a source's LoRA; `seed` is that of `levers.draw`. `levers` save
     rows (`levers.py`); `top_k` is short for the one of that name. Close it when done: its adapters leave the engine's
-    slots.
+    slots. A `guidance_scale` of 0 is what suits the backbone.
 
     Raises AdapterMismatch for an adapter of another backbone, and BadInput for a setting out of range or given twice
     and for a router that is unknown or needs statistics that an adapter does not have.
@@ -87,7 +87,7 @@ class ComposedUNet(nn.Module):
         top_k: int = 0,
         levers: Levers | None = None,
         strength: Mapping[str, float] | None = None,
-        guidance_scale: float = 5.0,
+        guidance_scale: float = 0.0,
         seed: int = 0,
         allow_backbone_mismatch: bool = False,
     ) -> None:
@@ -107,7 +107,7 @@ class ComposedUNet(nn.Module):
             backbone.check_made_for(adapter.record, allow_mismatch=allow_backbone_mismatch)
         self.backbone, self.adapters, self.router = backbone, tuple(adapters), router
         self.unet = backbone.unet  # as a submodule, so that the pipeline moves it where it wants it
-        self.guidance_scale, self.seed = guidance_scale, seed
+        self.guidance_scale, self.seed = guidance_scale or backbone.guidance_scale, seed
         strengths = [(strength or {}).get(a.source, 1.0) for a in adapters]
         self._loras = [_slot_lora(a, s) for a, s in zip(adapters, strengths, strict=True)]
         self._own_unconditional = [self.levers.own_unconditional(a.record.unconditional) for a in adapters]

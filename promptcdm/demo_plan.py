@@ -33,7 +33,7 @@ class DemoPlan:
         "a turtle",
     )  # of concepts that the backbone never saw
     shown: int = 6  # prompts in the report's grid
-    training: TrainSettings = TrainSettings(steps=300)
+    training: TrainSettings = TrainSettings(steps=600)
     generation: GenerateSettings = GenerateSettings()
 
 

@@ -122,8 +122,10 @@ def _check(
     for name in ("num_inference_steps", "num_images"):
         if getattr(settings, name) < 1:
             raise BadInput(f"{name} is {getattr(settings, name)}; it takes 1 or more")
-    if settings.guidance_scale < 1:
-        raise BadInput(f"guidance_scale is {settings.guidance_scale}; it takes 1 (off) or more")
+    if settings.guidance_scale != 0 and settings.guidance_scale < 1:
+        raise BadInput(
+            f"guidance_scale is {settings.guidance_scale}; it takes 1 (off) or more, or 0 for the backbone's own"
+        )
     if settings.scheduler != "default" and settings.scheduler not in SCHEDULERS:
         raise BadInput(
             f"scheduler {settings.scheduler!r} is unknown; accepted: default, {', '.join(SCHEDULERS)}"
@@ -197,7 +199,7 @@ def _record(
         "row_forwards": round(float(composed.row_forwards[0]), 3),
         "attribution": {a.source: a.record.attribution for a in adapters if a.record.attribution},
         "strength": dict(strength),
-        "settings": asdict(settings) | {"seed": seed},
+        "settings": asdict(settings) | {"seed": seed, "guidance_scale": composed.guidance_scale},
     }
 
 

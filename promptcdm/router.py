@@ -38,13 +38,13 @@ Temperatures = tuple[tuple[float, float], ...]  # (log-SNR, T), ascending
 PROMPT_TEMPERATURE = 0.02
 # Clean latents are far from independent, so their density is much too sure; noise makes them independent.
 POSTERIOR_TEMPERATURES: Temperatures = (
-    (-6.0, 4.61),
-    (-4.0, 4.05),
-    (-2.0, 9.1),
-    (0.0, 37.73),
-    (2.0, 117.55),
-    (4.0, 209.06),
-    (6.0, 240.07),
+    (-6.0, 3.08),
+    (-4.0, 3.29),
+    (-2.0, 7.78),
+    (0.0, 34.02),
+    (2.0, 113.22),
+    (4.0, 209.17),
+    (6.0, 241.27),
 )
 
 

@@ -90,7 +90,9 @@ class GenerateSettings:
     cache_interval: int = _setting(1, "run the UNet's deep part only every so many steps; 1 is every step")
     negative_prompt: str = _setting("", "what the unconditional branch is told")
     num_inference_steps: int = _setting(25, "denoising steps")
-    guidance_scale: float = _setting(5.0, "classifier-free guidance; 1 is off")
+    guidance_scale: float = _setting(
+        0.0, "classifier-free guidance; 1 is off, 0 what suits the backbone: 2 for nano, else 5"
+    )
     height: int = _setting(0, "pixels; 0 is the backbone's own")
     width: int = _setting(0, "pixels; 0 is the backbone's own")
     scheduler: SchedulerName = _setting(
