@@ -57,9 +57,10 @@ class _Layer:
         if slot is None:
             return None
         x = args[0]
-        if len(x) != len(slot):
+        rows = slot.shape[0]
+        if x.shape[0] != rows:
             raise BadInput(
-                f"a layer was handed {len(x)} rows where the UNet was handed {len(slot)}; "
+                f"a layer was handed {x.shape[0]} rows where the UNet was handed {rows}; "
                 "switch off forward chunking, it splits the rows"
             )
         a, b = self._of_rows(slot, output)
@@ -67,19 +68,25 @@ class _Layer:
             patches = _patches(x, layer)  # (R, in * kh * kw, T)
             return torch.baddbmm(output.flatten(2), b, torch.bmm(a, patches)).view_as(output)
         # (R, r, T): with the few rows of A first, this product takes half the time of x A^T on a CPU.
-        h = torch.bmm(a, x.reshape(len(x), -1, x.shape[-1]).mT)
+        h = torch.bmm(a, (x if x.ndim == 3 else x.reshape(rows, -1, x.shape[-1])).mT)
         # In place: the layer has just made its output, and nobody else holds it.
-        output.view(len(x), -1, output.shape[-1]).baddbmm_(h.mT, b.mT)
+        (output if output.ndim == 3 else output.view(rows, -1, output.shape[-1])).baddbmm_(h.mT, b.mT)
         return output
 
     def _of_rows(self, slot: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Each row's A and B. The rows of a run are in the same slots for many calls: they are gathered once."""
         if torch.compiler.is_compiling():  # the stacks and the slots are inputs of the graph
             return self.a[slot], self.b[slot]
-        self.to(like)
-        if self.gathered is None or self.gathered[0] is not slot:
-            self.gathered = slot, self.a[slot], self.b[slot]
-        return self.gathered[1:]
+        held = self.gathered
+        if (
+            held is None
+            or held[0] is not slot
+            or held[1].dtype != like.dtype
+            or held[1].device != like.device
+        ):
+            self.to(like)
+            held = self.gathered = slot, self.a[slot], self.b[slot]
+        return held[1], held[2]
 
     def to(self, like: Tensor) -> None:
         """Follow the UNet, which the pipeline may have moved."""
