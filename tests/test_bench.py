@@ -60,3 +60,11 @@ def test_compiled_forwards_are_the_same_function(tiny: Path) -> None:
     table = run(tiny, "--sources", "4", "--compile")
     assert table[4, "rows, c"]["error"] < 1e-4
     assert table[4, "top-2, c"]["error"] == pytest.approx(table[4, "top-2"]["error"], rel=1e-3)
+
+
+def test_a_store_is_measured_beside_a_larger_one() -> None:
+    script = SCRIPT.with_name("store.py")
+    words = [sys.executable, script, "--stored", "2", "3", "--steps", "2", "--repeats", "1"]
+    said = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [line.split()[0] for line in said] == ["stored", "2", "3", "the"]
+    assert said[-1] == "the same picture, byte for byte"

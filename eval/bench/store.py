@@ -41,9 +41,11 @@ def fill(root: Path, count: int) -> AdapterStore:
 
 
 def renamed(adapter: Adapter, name: str) -> Adapter:
-    """The same adapter as another source's; without its manifest, which names the first."""
+    """The same adapter as another source's."""
     record = adapter.record.model_copy(update={"source": name})
-    return replace(adapter, source=name, record=record, manifest=None)
+    assert adapter.manifest is not None
+    manifest = adapter.manifest.model_copy(update={"source": name})
+    return replace(adapter, source=name, record=record, manifest=manifest)
 
 
 @dataclass
