@@ -133,12 +133,10 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = adapter.record
     if adapter.lora:
-        write_tensors(folder / LORA, adapter.lora, {"format": "pt"})
-        kohya = folder / f"{adapter.source}.safetensors"
-        theirs = to_kohya(adapter.lora, record.backbone.architecture)
-        write_tensors(kohya, theirs, kohya_header(record, adapter.lora))
+        write_diffusers(adapter, folder)
+        write_kohya(adapter, folder)
     if adapter.prompt:
-        write_tensors(folder / PROMPT, prompt_file(adapter), embedding_header(record))
+        write_prompt(adapter, folder)
     if adapter.statistics is not None:
         write_tensors(folder / ROUTER, adapter.statistics.tensors(), {"format": "pt"})
     if adapter.manifest is not None:
@@ -146,8 +144,33 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
     if adapter.train_log:
         lines = [json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in adapter.train_log]
         write_bytes(folder / TRAIN_LOG, "".join(lines).encode())
-    write_bytes(folder / CARD, model_card(record, adapter.prompt.keys()).encode())
+    write_card(adapter, folder)
     write_json(folder / RECORD, record.model_dump())
+
+
+def write_diffusers(adapter: Adapter, folder: Path) -> Path:
+    """Write the LoRA for diffusers, in our own keys."""
+    write_tensors(folder / LORA, adapter.lora, {"format": "pt"})
+    return folder / LORA
+
+
+def write_kohya(adapter: Adapter, folder: Path) -> Path:
+    """Write the LoRA for kohya's readers."""
+    path = folder / f"{adapter.source}.safetensors"
+    write_tensors(path, _as_kohya(adapter), kohya_header(adapter.record, adapter.lora))
+    return path
+
+
+def write_prompt(adapter: Adapter, folder: Path) -> Path:
+    """Write the soft prompt as textual inversion."""
+    write_tensors(folder / PROMPT, _embeddings(adapter), embedding_header(adapter.record))
+    return folder / PROMPT
+
+
+def write_card(adapter: Adapter, folder: Path) -> Path:
+    """Write the model card."""
+    write_bytes(folder / CARD, model_card(adapter.record, adapter.prompt.keys()).encode())
+    return folder / CARD
 
 
 def load_adapter(folder: Path) -> Adapter:
@@ -268,8 +291,7 @@ def _check_kohya(adapter: Adapter, folder: Path) -> None:
     if not adapter.lora:
         return
     name = f"{adapter.source}.safetensors"
-    theirs = to_kohya(adapter.lora, adapter.record.backbone.architecture)
-    if tensor_digest(_tensors(folder, name)) != tensor_digest(theirs):
+    if tensor_digest(_tensors(folder, name)) != tensor_digest(_as_kohya(adapter)):
         raise AdapterMismatch(f"{folder}: {name} and {LORA} are not the same LoRA; one was changed")
 
 
@@ -283,7 +305,11 @@ def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
     return decode_tensors(_bytes(folder, name), str(folder / name))[0]
 
 
-def prompt_file(adapter: Adapter) -> dict[str, Tensor]:
+def _as_kohya(adapter: Adapter) -> dict[str, Tensor]:
+    return to_kohya(adapter.lora, adapter.record.backbone.architecture)
+
+
+def _embeddings(adapter: Adapter) -> dict[str, Tensor]:
     """The soft prompt under other tools' keys: the token for one text encoder, clip_l and clip_g for two."""
     if len(adapter.prompt) == 1:
         return {token(adapter.source): adapter.prompt["text_encoder"]}

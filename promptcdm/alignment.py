@@ -12,21 +12,17 @@ from promptcdm import dsg, soft_tifa
 from promptcdm.intervals import cluster_interval
 from promptcdm.questions import Question
 from promptcdm.verdict import (
+    BLIND,
     Scored,
     Value,
     Verdict,
-    always_yes,
     answered,
     chance_corrected,
-    first_choice,
-    guess,
     hard,
     mean_by_caption,
     soft,
 )
 from promptcdm.vqascore import yes_probabilities
-
-BLIND = {"always yes": always_yes, "first choice": first_choice, "chance": guess}
 
 Rule = Callable[[Sequence[Value]], Scored]
 

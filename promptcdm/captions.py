@@ -16,12 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from promptcdm.places import Place, Unreadable, read_file
-from promptcdm.places import is_one_line as is_one_line
+from promptcdm.picture import SUFFIXES
+from promptcdm.places import Place, Unreadable, is_one_line, read_file
 
 METADATA = "metadata.jsonl"
 METADATA_CSV = "metadata.csv"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _OTHER_PICTURES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".svg", ".jp2", ".tga")
 _ARCHIVES = (".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _SIDECARS = (".txt", ".caption")
@@ -45,7 +44,7 @@ def read_captions(place: Place, files: Sequence[str], *, shards: bool = False) -
     In shards a `KEY.json` may hold the caption too, and there are no lists of captions and no kohya folders.
     """
     captions = Captions()
-    pictures = [file for file in files if suffix(file) in PICTURES]
+    pictures = [file for file in files if suffix(file) in SUFFIXES]
     for file in files:
         if suffix(file) in _OTHER_PICTURES:
             captions.problems.append(

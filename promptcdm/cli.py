@@ -8,7 +8,6 @@ that help and mistakes are answered at once.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -148,17 +147,13 @@ def train_adapter(
         raise BadInput(f"{store / opened.name} exists; --replace trains it again and replaces it")
 
     from promptcdm.progress import training_bar
-    from promptcdm.train import train_adapter as train
+    from promptcdm.train_all import train_into
 
     backbone = _load_backbone(which)
-    partial = adapters.checkpoint_folder(opened.name)
     try:
-        with training_bar(opened.name, settings.steps, settings.batch_size) as on_step:
-            adapter = train(opened, backbone, settings, checkpoint=partial, on_step=on_step)
+        adapter = train_into(adapters, opened, backbone, settings, replace=replace, watch=training_bar)
     except KeyboardInterrupt:
         raise RunFailed("stopped; the same command goes on from the last checkpoint") from None
-    adapters.add(adapter, replace=replace)
-    shutil.rmtree(partial, ignore_errors=True)
     _say_adapter(store, adapter)
 
 
@@ -169,7 +164,7 @@ def _train_all(
     from promptcdm.store import AdapterStore
     from promptcdm.train_all import source_folders, train_all
 
-    count = len(source_folders(folder))  # before a backbone is loaded
+    source_folders(folder)  # refuses a folder without any before a backbone is loaded
     try:
         outcomes = train_all(
             folder,
@@ -185,7 +180,7 @@ def _train_all(
     say_table([*rows, *((o.source, o.state, str(o.items), f"{o.seconds:.0f}", o.what) for o in outcomes)])
     failed = sum(o.state == "failed" for o in outcomes)
     if failed:
-        raise RunFailed(f"{failed} of {count} sources failed; the same command tries them again")
+        raise RunFailed(f"{failed} of {len(outcomes)} sources failed; the same command tries them again")
 
 
 def _open_source(source: str, data: str | None, provenance: Provenance) -> Source:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from promptcdm.errors import BadInput
-from promptcdm.tower import Channels, Tower, file_digest, read_config_json, safetensors_of
+from promptcdm.tower import Channels, Tower, file_digest, from_transformers, read_config_json, safetensors_of
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 _WANTED = "a CLIP folder of transformers (config.json) or open_clip (open_clip_config.json) with safetensors weights"
@@ -33,19 +32,7 @@ def load_clip(folder: Path, device: str = "cpu") -> Tower:
     weights = safetensors_of(folder, _WANTED)
     if config.get("model_type") not in ("clip", "clip_vision_model"):
         raise BadInput(f"{folder}: the model is of the kind {config.get('model_type')}; give {_WANTED}")
-    try:
-        model, found = CLIPVisionModelWithProjection.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(f"{folder}: cannot be loaded ({reason}); give {_WANTED}") from error
-    if found["missing_keys"]:
-        raise BadInput(f"{folder}: {len(found['missing_keys'])} tensors are missing; give {_WANTED}")
+    model = from_transformers(CLIPVisionModelWithProjection, folder, _WANTED)
     model = model.eval().to(device)
     own = model.config
     shape = (own.hidden_size, own.num_hidden_layers, own.patch_size, own.image_size)

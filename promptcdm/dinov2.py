@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 from promptcdm.errors import BadInput
 from promptcdm.tensorfile import read_tensors
-from promptcdm.tower import Tower, file_digest, read_config_json, safetensors_of
+from promptcdm.tower import Tower, file_digest, from_transformers, read_config_json, safetensors_of
 
 SIZE = 224
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -30,7 +30,7 @@ def load_dinov2(folder: Path, device: str = "cpu") -> Tower:
     config = read_config_json(folder / "config.json", _WANTED)
     weights = safetensors_of(folder, _WANTED)
     if config.get("model_type") in _KINDS:
-        network = _transformers(folder)
+        network = from_transformers(AutoModel, folder, _WANTED)
     elif "dinov2" in str(config.get("architecture")):
         network = _timm(config, weights)
     else:
@@ -45,23 +45,6 @@ def load_dinov2(folder: Path, device: str = "cpu") -> Tower:
         device=device,
         weights_sha256=file_digest(weights),
     )
-
-
-def _transformers(folder: Path) -> Any:
-    try:
-        model, found = AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(f"{folder}: cannot be loaded ({reason}); give {_WANTED}") from error
-    if found["missing_keys"]:
-        raise BadInput(f"{folder}: {len(found['missing_keys'])} tensors are missing; give {_WANTED}")
-    return model
 
 
 def _timm(config: dict[str, Any], weights: Path) -> Any:

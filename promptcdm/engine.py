@@ -100,7 +100,6 @@ class Engine:
         self._waiting: list[_Job] = []
         self._adding = threading.Lock()
         self._shares: dict[tuple[int, ...], float] = {}
-        self.compiled = False
         self._deep: DeepFeatures | None = None  # a hook on the UNet, from the first use on
         self._full: Callable[..., Any] = unet
         self._shallow: Callable[..., Tensor] = partial(shallow_forward, unet)
@@ -114,7 +113,6 @@ class Engine:
             raise BadInput("a compiled engine needs fixed shapes: give it bucket, rank and targets")
         self._deep = self._deep or DeepFeatures(self.unet)  # a hook that comes later would not be seen
         self.slots.pin()
-        self.compiled = True
         self._full = torch.compile(self.unet, **options)
         self._shallow = torch.compile(partial(shallow_forward, self.unet), **options)
 
@@ -231,7 +229,7 @@ class Engine:
 
     def _own(self, made: Tensor) -> Tensor:
         """A CUDA graph writes its next output over this one: what leaves a compiled forward is copied."""
-        return made.clone() if self.compiled else made
+        return made if self._full is self.unet else made.clone()
 
 
 def unet_arguments(rows: Rows) -> dict[str, Any]:

@@ -16,13 +16,12 @@ from typing import get_args
 
 from torch import Tensor
 
-from promptcdm.adapter import LORA, PROMPT, Adapter, prompt_file
+from promptcdm.adapter import Adapter, write_card, write_diffusers, write_kohya, write_prompt
 from promptcdm.errors import BadInput
-from promptcdm.lora_format import PEFT_CONFIG, PEFT_FILE, lora_modules, to_kohya
-from promptcdm.model_card import embedding_header, kohya_header, model_card
+from promptcdm.lora_format import PEFT_CONFIG, PEFT_FILE, lora_modules
 from promptcdm.settings import ExportFormat
 from promptcdm.store import AdapterStore
-from promptcdm.tensorfile import write_bytes, write_json, write_tensors
+from promptcdm.tensorfile import write_json, write_tensors
 
 
 def export_adapter(name: str, *, store: AdapterStore, format: ExportFormat, out: Path) -> list[Path]:
@@ -46,26 +45,13 @@ def export_adapter(name: str, *, store: AdapterStore, format: ExportFormat, out:
     store.append_export(json.dumps(note, sort_keys=True))
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    if adapter.lora:
-        written += {"diffusers": _diffusers, "kohya": _kohya, "peft": _peft}[format](adapter, out)
+    if adapter.lora and format == "peft":
+        written += _peft(adapter, out)
+    elif adapter.lora:
+        written.append((write_kohya if format == "kohya" else write_diffusers)(adapter, out))
     if adapter.prompt:
-        written.append(out / PROMPT)
-        write_tensors(written[-1], prompt_file(adapter), embedding_header(adapter.record))
-    written.append(out / "README.md")
-    write_bytes(written[-1], model_card(adapter.record, adapter.prompt.keys()).encode())
-    return written
-
-
-def _diffusers(adapter: Adapter, out: Path) -> list[Path]:
-    write_tensors(out / LORA, adapter.lora, {"format": "pt"})
-    return [out / LORA]
-
-
-def _kohya(adapter: Adapter, out: Path) -> list[Path]:
-    path = out / f"{adapter.source}.safetensors"
-    theirs = to_kohya(adapter.lora, adapter.record.backbone.architecture)
-    write_tensors(path, theirs, kohya_header(adapter.record, adapter.lora))
-    return [path]
+        written.append(write_prompt(adapter, out))
+    return [*written, write_card(adapter, out)]
 
 
 def _peft(adapter: Adapter, out: Path) -> list[Path]:

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from promptcdm.adapter import LORA, RECORD, Adapter, adapter_digest
 from promptcdm.adapter_record import AdapterRecord, BackboneRecord
-from promptcdm.captions import is_one_line
 from promptcdm.errors import AdapterMismatch, BadInput, RunFailed
 from promptcdm.lora_format import PEFT_CONFIG, PEFT_FILE, LoraFile, lora_modules, open_lora
+from promptcdm.places import is_one_line
 from promptcdm.settings import Unconditional
 from promptcdm.source import NO_LICENSE, check_name
 from promptcdm.tensorfile import one_line

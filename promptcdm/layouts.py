@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from promptcdm.captions import PICTURES, Captions, add_caption, read_captions, suffix
+from promptcdm.captions import Captions, add_caption, read_captions, suffix
+from promptcdm.picture import SUFFIXES
 from promptcdm.places import Pictures, Place
 from promptcdm.shards import SHARD, list_shards
 from promptcdm.table import ARROW, PARQUET, read_table
@@ -12,7 +13,7 @@ def find_pictures(place: Place) -> tuple[Pictures, Captions]:
     """Everything that `place` holds; pictures in two layouts at once are a problem. Raises BadSource."""
     files, problems = place.files()
     kinds = {
-        "pictures": [file for file in files if suffix(file) in PICTURES],
+        "pictures": [file for file in files if suffix(file) in SUFFIXES],
         "tar shards": [file for file in files if suffix(file) == SHARD],
         "parquet or arrow files": [file for file in files if suffix(file) in (PARQUET, ARROW)],
     }

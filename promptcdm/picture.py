@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of files that may be pictures
 MIN_SIDE = 8
 LOOK_SIDE = 8
 Look = bytes  # LOOK_SIDE * LOOK_SIDE * 3

@@ -9,9 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from promptcdm.errors import BadInput
-from promptcdm.picture import BadPicture, decode_picture
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+from promptcdm.picture import SUFFIXES, BadPicture, decode_picture
+from promptcdm.places import is_hidden
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class PictureFolder:
             for path in folder.rglob("*")
             if path.suffix.lower() in SUFFIXES
             and path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            and not is_hidden(path.relative_to(folder).as_posix())
         )
         if not files:
             raise BadInput(f"{folder}: holds no picture; give a folder of {', '.join(SUFFIXES)} files")

@@ -24,6 +24,8 @@ from promptcdm.errors import BadSource
 MAX_BYTES = 512 << 20  # of one picture or text file
 _CHUNK = 1 << 20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
+# What fsspec's file systems raise where a server, a login or an operation is missing.
+_REMOTE_FAILURES = (OSError, ValueError, RuntimeError, NotImplementedError)
 _THIS_MACHINE = ("file://", "local://")
 
 
@@ -189,7 +191,7 @@ class RemoteFolder:
         try:
             depth = None if self.pattern is None else 1
             found = cast("list[str]", self.system.find(self.root, maxdepth=depth))
-        except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
+        except _REMOTE_FAILURES as error:
             raise BadSource(
                 f"{self.url}: cannot be listed: {_reason(error)}", ["cannot be listed"]
             ) from error
@@ -258,7 +260,7 @@ def _open_url(url: str) -> RemoteFolder:
         there = system.exists(root)
     except ImportError as error:  # fsspec says which package opens this kind
         raise refuse(f"{_reason(error)} (promptcdm[remote] opens http and https)") from error
-    except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
+    except _REMOTE_FAILURES as error:
         raise refuse(_reason(error)) from error
     if not there:
         raise refuse("nothing is there; give the URL of a folder or file")

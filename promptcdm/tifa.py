@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from promptcdm.intervals import cluster_interval
 from promptcdm.questions import Question
-from promptcdm.verdict import Value, Verdict, always_yes, first_choice, guess, hard, mean_by_caption
+from promptcdm.verdict import BLIND, Value, Verdict, hard, mean_by_caption
 
 __all__ = [
     "ALL",
@@ -71,9 +71,8 @@ def blind_baselines(questions: Sequence[Question]) -> dict[str, dict[str, float]
     "always yes" says yes to everything, "first choice" takes the first choice as the file lists it, "chance"
     is the expected score of a uniform guess.
     """
-    blind = {"always yes": always_yes, "first choice": first_choice, "chance": guess}
     found = {}
-    for name, of in blind.items():
+    for name, of in BLIND.items():
         values = of(questions)
         found[name] = {ALL: mean_by_caption(values).value, **_by_type(values)}
     return found

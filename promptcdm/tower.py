@@ -75,6 +75,24 @@ def safetensors_of(path: Path, what: str) -> Path:
     return found[0]
 
 
+def from_transformers(kind: Any, folder: Path, what: str) -> Any:
+    """`kind`, a class of transformers, with the weights of a local folder. Raises BadInput where one is missing."""
+    try:
+        model, found = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(f"{folder}: cannot be loaded ({reason}); give {what}") from error
+    if found["missing_keys"]:  # transformers would fill them at random
+        raise BadInput(f"{folder}: {len(found['missing_keys'])} tensors are missing; give {what}")
+    return model
+
+
 def file_digest(path: Path) -> str:
     """sha256 (hex) of a file."""
     digest = hashlib.sha256()

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from promptcdm.adapter import Adapter
 from promptcdm.backbone import Backbone
 from promptcdm.errors import BadInput, PromptCDMError
 from promptcdm.settings import TrainSettings
@@ -57,6 +58,24 @@ def train_all(
     return [_outcome(place, backbone, settings, store, replace, watch) for place in source_folders(folder)]
 
 
+def train_into(
+    store: AdapterStore,
+    source: Source,
+    backbone: Backbone,
+    settings: TrainSettings,
+    *,
+    replace: bool = False,
+    watch: Watch = _unwatched,
+) -> Adapter:
+    """Train one source, going on from its checkpoint where there is one, and put the adapter into the store."""
+    partial = store.checkpoint_folder(source.name)
+    with watch(source.name, settings.steps, settings.batch_size) as on_step:
+        adapter = train_adapter(source, backbone, settings, checkpoint=partial, on_step=on_step)
+    store.add(adapter, replace=replace)
+    shutil.rmtree(partial, ignore_errors=True)
+    return adapter
+
+
 def source_folders(folder: Path) -> list[Path]:
     """The folders in `folder`, by name; hidden ones are left out. Raises BadInput where there is none."""
     if not folder.is_dir():
@@ -77,11 +96,7 @@ def _outcome(
         kept = _standing(source, backbone, settings, store, replace)
         if kept:
             return Outcome(source.name, "kept", items, time.monotonic() - start, kept)
-        partial = store.checkpoint_folder(source.name)
-        with watch(source.name, settings.steps, settings.batch_size) as on_step:
-            adapter = train_adapter(source, backbone, settings, checkpoint=partial, on_step=on_step)
-        store.add(adapter, replace=replace)
-        shutil.rmtree(partial, ignore_errors=True)
+        adapter = train_into(store, source, backbone, settings, replace=replace, watch=watch)
     except (PromptCDMError, OSError, RuntimeError) as error:  # out of memory is a RuntimeError of torch's
         reason = " ".join(str(error).split())
         return Outcome(place.name, "failed", items, time.monotonic() - start, reason)

@@ -97,6 +97,10 @@ def first_choice(questions: Sequence[Question]) -> list[Value]:
     return [Value(q, float(q.answer == q.choices[0])) for q in questions]
 
 
+# What judges that see no picture get, by name.
+BLIND = {"always yes": always_yes, "first choice": first_choice, "chance": guess}
+
+
 def mean_by_caption(values: Sequence[Value]) -> Scored:
     """The mean of s_q over the questions of each caption."""
     return scored_by(values, statistics.fmean)

@@ -56,6 +56,26 @@ def _no_network() -> Iterator[None]:
 
 
 @pytest.fixture
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a write be done before it is on the disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def files_read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every path whose bytes are read from now on, in order."""
+    read = Path.read_bytes
+    paths: list[Path] = []
+
+    def noted(path: Path) -> bytes:
+        paths.append(path)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    return paths
+
+
+@pytest.fixture
 def toy_source() -> Callable[..., Path]:
     """Return a function (parent, name, colour) -> folder of a source of six drawn 64 px pictures."""
     return draw_source

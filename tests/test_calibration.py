@@ -7,11 +7,11 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
+from shared_data import shared
 
 from promptcdm import dsg
 from promptcdm.agreement import agreement, cohen_kappa
@@ -21,15 +21,6 @@ from promptcdm.intervals import cluster_interval, drawn_weights
 from promptcdm.paired import compare
 from promptcdm.questions import Question
 from promptcdm.verdict import Value, Verdict
-
-
-def shared(relative: str) -> Path:
-    """A file of the data beside the checkout; the test is skipped, and says so, where there is none."""
-    for parent in Path(__file__).resolve().parents:
-        found = parent / "shared" / "data" / relative
-        if found.is_file():
-            return found
-    pytest.skip(f"shared/data/{relative} is not beside this checkout")
 
 
 def test_the_three_coefficients_by_hand() -> None:

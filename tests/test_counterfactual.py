@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from shared_data import shared
 
 from promptcdm.alignment import alignment
 from promptcdm.counterfactual import KIND, balanced, counterfactual
@@ -17,15 +16,6 @@ YES_NO = ("yes", "no")
 
 def yes(question: str, caption: str = "", **extra: object) -> Question:
     return Question("p", caption, question, YES_NO, "yes", "other", "", extra)
-
-
-def shared(relative: str) -> Path:
-    """A file of the data beside the checkout; the test is skipped, and says so, where there is none."""
-    for parent in Path(__file__).resolve().parents:
-        found = parent / "shared" / "data" / relative
-        if found.is_file():
-            return found
-    pytest.skip(f"shared/data/{relative} is not beside this checkout")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from shared_data import shared
 
 from promptcdm.compbench import blip_vqa, blip_vqa_questions, load_compbench
 from promptcdm.dsg import gated, load_dsg, parents_of
@@ -38,15 +39,6 @@ GENEVAL = [
         "prompt": "a photo of a dog right of a bench",
     },
 ]
-
-
-def shared(relative: str) -> Path:
-    """A file of the data beside the checkout; the test is skipped, and says so, where there is none."""
-    for parent in Path(__file__).resolve().parents:
-        found = parent / "shared" / "data" / relative
-        if found.is_file():
-            return found
-    pytest.skip(f"shared/data/{relative} is not beside this checkout")
 
 
 def lines(folder: Path, rows: list[dict[str, object]], name: str = "metadata.jsonl") -> Path:

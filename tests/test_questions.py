@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared_data import shared
 
 from promptcdm.caption_chunks import Chunker, plural, singular
 from promptcdm.errors import BadQuestions
@@ -44,15 +45,6 @@ def write(folder: Path, rows: object, name: str = "questions.json") -> Path:
     path = folder / name
     path.write_text(rows if isinstance(rows, str) else json.dumps(rows), encoding="utf-8")
     return path
-
-
-def shared(relative: str) -> Path:
-    """A file of the data beside the checkout; the test is skipped, and says so, where there is none."""
-    for parent in Path(__file__).resolve().parents:
-        found = parent / "shared" / "data" / relative
-        if found.is_file():
-            return found
-    pytest.skip(f"shared/data/{relative} is not beside this checkout")
 
 
 def test_a_record_is_read_and_written_whole(tmp_path: Path) -> None:

@@ -18,10 +18,7 @@ from promptcdm.errors import AdapterMismatch, BadInput, RunFailed, UnknownSource
 from promptcdm.store import AdapterStore
 from promptcdm.tensorfile import read_json, write_json
 
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 @pytest.fixture
@@ -88,22 +85,15 @@ def test_nothing_is_written_where_nothing_is_done(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_the_folder_asked_for_is_opened(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_folder_asked_for_is_opened(store: AdapterStore, files_read: list[Path]) -> None:
     for name in ("birds", "coco"):
         store.add(made_adapter(name))
-    opened: list[Path] = []
-    read = Path.read_bytes
-
-    def noted(path: Path) -> bytes:
-        opened.append(path)
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", noted)
+    files_read.clear()
     store.sources()
-    assert opened == []
+    assert files_read == []
     store.load("birds")
-    assert {path.parent for path in opened} == {store.root / "birds"}
-    assert len(opened) == 6
+    assert {path.parent for path in files_read} == {store.root / "birds"}
+    assert len(files_read) == 6
 
 
 def test_a_corrupt_neighbour_disturbs_nobody(store: AdapterStore) -> None:

@@ -141,9 +141,7 @@ class Bench:
             eps = torch.zeros_like(x_t)
             for i in range(self.k):
                 self.other.set_adapters(f"s{i}")
-                eps += self.w[i] * guided(
-                    self.other(torch.cat([x_t] * 2), t, self.text, return_dict=False)[0]
-                )
+                eps += self.w[i] * self._pair(t, x_t)
             made.append(eps)
         return made
 
@@ -179,10 +177,11 @@ class Bench:
     def stock(self) -> list[Tensor]:
         """diffusers with one LoRA that stays active, two rows."""
         self.other.set_adapters("s0")
-        return [
-            guided(self.other(torch.cat([x_t] * 2), t, self.text, return_dict=False)[0])
-            for t, x_t in zip(self.t, self.x_t, strict=True)
-        ]
+        return [self._pair(t, x_t) for t, x_t in zip(self.t, self.x_t, strict=True)]
+
+    def _pair(self, t: float, x_t: Tensor) -> Tensor:
+        """The guided prediction of two rows with the LoRA that is active."""
+        return guided(self.other(torch.cat([x_t] * 2), t, self.text, return_dict=False)[0])
 
     def compiled(self, config: Path, rows: int, options: dict[str, Any]) -> Backbone:
         """A backbone whose engine runs compiled forwards of `rows` rows."""
