@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -21,6 +21,7 @@ from promptcdm import __version__
 from promptcdm.cli_evaluate import evaluate_app, say_table
 from promptcdm.cli_export import export
 from promptcdm.cli_preflight import preflight
+from promptcdm.cli_train import ALL_SETTINGS, load_backbone, say_adapter, train_adapter
 from promptcdm.config import read_config, settle
 from promptcdm.errors import AdapterMismatch, BadInput, BadSource, PromptCDMError, RunFailed
 from promptcdm.flags import Config, Mismatch, Replace, Store, read_names, read_strengths, with_flags
@@ -29,16 +30,7 @@ from promptcdm.settings import (
     GenerateSettings,
     ImportSettings,
     Provenance,
-    TrainSettings,
 )
-
-if TYPE_CHECKING:
-    from promptcdm.adapter import Adapter
-    from promptcdm.backbone import Backbone
-    from promptcdm.source import Source
-
-ALL_SETTINGS = (BackboneSettings, TrainSettings, GenerateSettings)
-LARGE_PIXELS = 256  # from here on a picture is not meant for nano
 
 app = typer.Typer(
     help="Stable Diffusion composed, at inference, from adapters that each source of data trained alone.",
@@ -54,6 +46,7 @@ app = typer.Typer(
 app.add_typer(evaluate_app, name="evaluate")
 app.command()(export)
 app.command()(preflight)
+app.command("train-adapter")(train_adapter)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -99,130 +92,6 @@ def _root(
         warnings.simplefilter("ignore")  # of other libraries, for their developers
 
 
-@app.command("train-adapter")
-@with_flags(Provenance, BackboneSettings, TrainSettings)
-def train_adapter(
-    source: Annotated[
-        str | None,
-        typer.Option(help="the source's name, or its folder where --data is left out", metavar="NAME"),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="folder, tar or parquet of pictures with captions", metavar="PATH_OR_URL"),
-    ] = None,
-    every: Annotated[
-        Path | None,
-        typer.Option("--all", help="train each folder in here as a source of its own", metavar="FOLDER"),
-    ] = None,
-    replace: Replace = False,
-    store: Store = Path("adapters"),
-    config: Config = None,
-    **flags: Any,
-) -> None:
-    """Train one source's adapter, alone.
-
-    The folder is checked whole before any model is loaded. A run that was interrupted goes on from its last
-    checkpoint when the same command is given again.
-    """
-    chosen = read_config(config, ALL_SETTINGS) if config else {}
-    which, settings = settle(BackboneSettings, chosen, flags), settle(TrainSettings, chosen, flags)
-    provenance = settle(Provenance, {}, flags)
-    if every is not None:
-        if source is not None or data is not None or provenance != Provenance():
-            raise BadInput(
-                "--all takes each source's name, pictures and licence from its own folder; give it alone"
-            )
-        _train_all(every, which, settings, store, replace)
-        return
-    if source is None:
-        raise BadInput("--source is missing: a source's name, or its folder; --all FOLDER trains many")
-    opened = _open_source(source, data, provenance)
-    if flags["backbone"] is None and "backbone" not in chosen:
-        _refuse_large_pictures(opened)
-
-    from promptcdm.store import AdapterStore
-
-    adapters = AdapterStore(store)
-    if opened.name in adapters.sources() and not replace:
-        raise BadInput(f"{store / opened.name} exists; --replace trains it again and replaces it")
-
-    from promptcdm.progress import training_bar
-    from promptcdm.train_all import train_into
-
-    backbone = _load_backbone(which)
-    try:
-        adapter = train_into(adapters, opened, backbone, settings, replace=replace, watch=training_bar)
-    except KeyboardInterrupt:
-        raise RunFailed("stopped; the same command goes on from the last checkpoint") from None
-    _say_adapter(store, adapter)
-
-
-def _train_all(
-    folder: Path, which: BackboneSettings, settings: TrainSettings, store: Path, replace: bool
-) -> None:
-    from promptcdm.progress import training_bar
-    from promptcdm.store import AdapterStore
-    from promptcdm.train_all import source_folders, train_all
-
-    source_folders(folder)  # refuses a folder without any before a backbone is loaded
-    try:
-        outcomes = train_all(
-            folder,
-            _load_backbone(which),
-            settings,
-            store=AdapterStore(store),
-            replace=replace,
-            watch=training_bar,
-        )
-    except KeyboardInterrupt:
-        raise RunFailed("stopped; the same command keeps what is done and goes on") from None
-    rows = [("source", "", "pictures", "seconds", "sha256, or why not")]
-    say_table([*rows, *((o.source, o.state, str(o.items), f"{o.seconds:.0f}", o.what) for o in outcomes)])
-    failed = sum(o.state == "failed" for o in outcomes)
-    if failed:
-        raise RunFailed(f"{failed} of {len(outcomes)} sources failed; the same command tries them again")
-
-
-def _open_source(source: str, data: str | None, provenance: Provenance) -> Source:
-    from promptcdm.source import Source
-
-    facts: dict[str, str | None] = asdict(provenance)
-
-    if data is not None:
-        opened = Source.open(data, source, **facts)
-    elif Path(source).is_dir():
-        opened = Source.open(Path(source), **facts)
-    else:
-        raise BadInput(f"--source {source} is no folder; give its pictures with --data FOLDER")
-    for note in opened.notes:
-        typer.echo(f"{opened.name}: {note}", err=True)
-    return opened
-
-
-def _refuse_large_pictures(source: Source) -> None:
-    """Refuse to train nano, which draws 64 px, on pictures for a Stable Diffusion, unless asked to."""
-    large = sum(min(item.width, item.height) >= LARGE_PIXELS for item in source.items)
-    if 2 * large > len(source):
-        raise BadInput(
-            f"{large} of {len(source)} pictures have {LARGE_PIXELS} px or more, and the default backbone, "
-            "nano, draws 64 px for demonstration; name a Stable Diffusion (or nano itself) with --backbone"
-        )
-
-
-def _load_backbone(which: BackboneSettings) -> Backbone:
-    from promptcdm.backbone import Backbone
-
-    if which.backbone == "nano":
-        typer.echo("backbone: nano (64 px demonstration)", err=True)
-    return Backbone.load(which.backbone, device=which.device, dtype=which.dtype, variant=which.variant)
-
-
-def _say_adapter(store: Path, adapter: Adapter) -> None:
-    record = adapter.record
-    facts = f"{adapter.kind}, {record.items} pictures, {record.license}, sha256 {adapter.sha256}"
-    typer.echo(f"{store / adapter.source}: {facts}")
-
-
 @app.command("import-adapter")
 @with_flags(Provenance, ImportSettings, BackboneSettings)
 def import_adapter(
@@ -244,9 +113,9 @@ def import_adapter(
     from promptcdm.store import AdapterStore
 
     facts = asdict(settle(Provenance, {}, flags)) | asdict(settle(ImportSettings, {}, flags))
-    adapter = read_adapter(lora, source, _load_backbone(which), **facts)
+    adapter = read_adapter(lora, source, load_backbone(which), **facts)
     AdapterStore(store).add(adapter, replace=replace)
-    _say_adapter(store, adapter)
+    say_adapter(store, adapter)
 
 
 @app.command()
@@ -287,7 +156,7 @@ def generate(
     adapters = AdapterStore(store)
     for name in names:  # an unknown source is told before a backbone is loaded
         adapters.record(name)
-    backbone = _load_backbone(which)
+    backbone = load_backbone(which)
     count = len(prompts) * settings.num_images
     with generation_bar("generate", count, settings.num_inference_steps) as on_step:
         generation = make(

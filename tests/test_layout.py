@@ -37,7 +37,7 @@ LAYERS = [
         "cached_forward",
         "intervals",
     }
-    | {"feature_pair", "jackknife", "tower"},
+    | {"feature_pair", "jackknife", "tower", "colours"},
     {"draw", "regional"}
     | {"frechet", "mmd", "manifold", "inception", "dinov2", "clip_tower", "picture_folder"}
     | {
@@ -54,7 +54,7 @@ LAYERS = [
         "paired",
         "calibration",
     }
-    | {"flags", "demo_result"},
+    | {"flags", "demo_result", "page"},
     {"layouts"},
     {"source"},
     {"preflight", "clip_tokenizer"},
@@ -71,6 +71,7 @@ LAYERS = [
     {"report"},
     {"demo"},
     {"cli_evaluate", "cli_export", "cli_preflight"},
+    {"cli_train"},
     {"cli"},
     {"__main__"},
 ]
@@ -80,7 +81,7 @@ HOMES = {
     "diffusers": {"backbone", "composed_unet", "generate"},
     "fsspec": {"places"},
     "huggingface_hub": {"import_adapter"},
-    "jinja2": {"report"},
+    "jinja2": {"page"},
     "matplotlib": {"timeline"},
     "open_clip": {"nano_judge", "clip_tower"},
     "peft": {"lora"},
@@ -90,16 +91,17 @@ HOMES = {
     "safetensors": {"tensorfile"},
     "timm": {"dinov2"},
     "transformers": {"backbone", "hf_judge", "dinov2", "clip_tower", "clip_tokenizer"},
-    "typer": {"cli", "cli_evaluate", "cli_export", "cli_preflight", "flags"},
+    "typer": {"cli", "cli_evaluate", "cli_export", "cli_preflight", "cli_train", "flags"},
 }
 # The method itself: torch, the standard library, and our errors.
 METHOD = {"compose": {"torch", "promptcdm"}, "router": {"torch", "promptcdm"}}
-MAY_PRINT = {"cli", "cli_evaluate", "cli_export", "cli_preflight"}
+MAY_PRINT = {"cli", "cli_evaluate", "cli_export", "cli_preflight", "cli_train"}
 MAY_IMPORT_LATE = {
     "cli",
     "cli_evaluate",
     "cli_export",
     "cli_preflight",
+    "cli_train",
     "places",
     "table",
 }  # `--help` must not wait for torch; extras may not be there
