@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 from PIL import Image
 
+from promptcdm.colours import source_colour
 from promptcdm.demo_result import DemoResult, Row, load_result
 from promptcdm.errors import PromptCDMError
 from promptcdm.tensorfile import write_bytes
-from promptcdm.timeline import source_colour
 
 OUT = Path(__file__).parent / "images" / "demo.png"
 INK, SOFT, LINE, PAPER, ACCENT = "#1d2125", "#5b636b", "#dcdcd6", "#ffffff", "#0b7a53"

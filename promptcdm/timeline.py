@@ -1,7 +1,7 @@
 """The weights behind pictures, drawn: one panel a picture, each source a band over the denoising steps.
 
 A source has the colour of its place in `allowed`, here and in every report, so that pictures of one command can
-be compared. The colours are Okabe and Ito's, which people with any colour vision can tell apart.
+be compared.
 """
 
 from __future__ import annotations
@@ -16,20 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from promptcdm.colours import COLOURS, source_colour
 from promptcdm.generate import Generation
 from promptcdm.tensorfile import write_bytes
 
-COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00", "#009E73", "#F0E442", "#8C8C8C")
 HATCH = "////"  # over the colours where they start again
 PICTURES = 24  # that one figure shows
 _INK, _FAINT, _PAPER = "#1f2328", "#6e7781", "#ffffff"
 _PANEL_WIDTH, _PANEL_HEIGHT, _MARGIN = 3.9, 1.45, 0.35  # inches
 _LEGEND_LINE = 0.24
-
-
-def source_colour(position: int) -> str:
-    """The colour of the source at a place in `allowed`, as #RRGGBB; after eight they start again."""
-    return COLOURS[position % len(COLOURS)]
 
 
 def weight_timeline(generation: Generation, path: Path) -> None:

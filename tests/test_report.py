@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from promptcdm.colours import source_colour
 from promptcdm.demo_result import (
     DemoResult,
     Forgotten,
@@ -24,7 +25,6 @@ from promptcdm.demo_result import (
 )
 from promptcdm.errors import BadInput
 from promptcdm.report import render_report, write_report
-from promptcdm.timeline import source_colour
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("flat", "round", "lines")

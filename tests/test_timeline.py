@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from promptcdm.colours import COLOURS, source_colour
 from promptcdm.generate import Generation
-from promptcdm.timeline import COLOURS, source_colour, weight_timeline
+from promptcdm.timeline import weight_timeline
 
 
 def made(weights: list[Tensor], names: list[str], prompt: str = "an owl for $5 & a <b>") -> Generation:
