@@ -51,6 +51,7 @@ class Score:
             "coverage": self.coverage,
             "blind": dict(self.blind),
             "corrected": {name: chance_corrected(self.value, blind) for name, blind in self.blind.items()},
+            "by_caption": dict(self.by_caption),
         }
 
 

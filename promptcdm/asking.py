@@ -41,6 +41,7 @@ class Judged:
     verdicts: tuple[Verdict, ...]  # in the order of the questions
     failures: tuple[Failure, ...]
     new: int  # answers that the log lacked
+    digests: Mapping[str, str]  # {id: sha256 (hex) of the picture file}, of those that could be read
 
 
 def ask(
@@ -75,7 +76,7 @@ def ask(
         else:
             said = answer.choice, answer.free_form, key.choices, answer.probabilities
             verdicts.append(Verdict(question, *said))
-    return Judged(tuple(verdicts), tuple(failures), len(log) - before)
+    return Judged(tuple(verdicts), tuple(failures), len(log) - before, digests)
 
 
 def _ask_part(

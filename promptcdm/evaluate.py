@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from promptcdm import tifa
-from promptcdm.alignment import Score, alignment
+from promptcdm.alignment import Score, alignment, prompts_of
 from promptcdm.asking import Failure, Judged, ask
 from promptcdm.counterfactual import balanced
 from promptcdm.errors import BadQuestions, RunFailed
 from promptcdm.judge import Judge, load_judge
 from promptcdm.judgements import JudgementLog
+from promptcdm.made_of import MadeOf
 from promptcdm.question_files import read_question_file
 from promptcdm.questions import Question
 from promptcdm.replay import replay
@@ -37,6 +38,8 @@ class TifaReport:
     scores: tuple[Score, ...] = ()  # every score that the verdicts allow
     failures: tuple[Failure, ...] = ()  # questions without a verdict; they are in no score
     new: int = 0  # answers that the log lacked
+    type_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, over captions
+    made_of: MadeOf = MadeOf()
 
     @property
     def average(self) -> float:
@@ -79,14 +82,16 @@ class TifaReport:
             questions[key] = questions.get(key, 0) + 1
         return [f"{id}: {count} questions left out; {reason}" for (id, reason), count in questions.items()]
 
-    def extras(self) -> dict[str, object]:
-        """What goes beside TIFA's result."""
+    def extras(self, folder: Path | None = None) -> dict[str, object]:
+        """What goes beside TIFA's result, in a file of `folder`, to which the pictures' paths are relative."""
         return {
+            **self.made_of.record(folder),
             "judge": self.judge,
             "seed": self.seed,
             "captions": self.captions,
             "questions": self.counts,
             "interval_95": list(self.interval),
+            "type_intervals_95": {kind: list(ends) for kind, ends in self.type_intervals.items()},
             "baselines": self.baselines,
             "unmatched_answers": self.unmatched,
             "scores": {score.name: score.record() for score in self.scores},
@@ -97,7 +102,7 @@ class TifaReport:
         """Write TIFA's result to `out`, and the rest beside it to NAME.extras.json."""
         extras = beside(out, "extras.json")
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(extras, self.extras())
+        write_json(extras, self.extras(out.parent))
         write_json(out, self.result)
         return out, extras
 
@@ -181,10 +186,11 @@ def evaluate_tifa(
     if not judged.verdicts:
         first = judged.failures[0]
         raise RunFailed(f"none of {len(questions)} questions could be judged; {first.id}: {first.reason}")
-    return _report(judged, judge.name, seed)
+    made_of = MadeOf.of(questions, images, judged.digests, judge.version)
+    return _report(judged, judge.name, seed, made_of)
 
 
-def _report(judged: Judged, judge: str, seed: int) -> TifaReport:
+def _report(judged: Judged, judge: str, seed: int, made_of: MadeOf) -> TifaReport:
     questions = [verdict.question for verdict in judged.verdicts]
     kinds = [question.element_type for question in questions]
     scores = alignment(judged.verdicts, len(questions) + len(judged.failures), seed=seed)
@@ -200,6 +206,8 @@ def _report(judged: Judged, judge: str, seed: int) -> TifaReport:
         scores=scores,
         failures=judged.failures,
         new=judged.new,
+        type_intervals=tifa.type_intervals(judged.verdicts, prompts_of(questions), seed=seed),
+        made_of=made_of,
     )
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "bootstrap_interval",
     "scores_by_caption",
     "tifa_result",
+    "type_intervals",
 ]
 
 ALL = "all"  # the row of the average, beside the types
@@ -63,6 +64,21 @@ def scores_by_caption(verdicts: Sequence[Verdict]) -> dict[str, float]:
 def accuracy_by_type(verdicts: Sequence[Verdict]) -> dict[str, float]:
     """Share of right answers of each element type, pooled over all questions."""
     return _by_type(hard(verdicts))
+
+
+def type_intervals(
+    verdicts: Sequence[Verdict], prompts: Mapping[str, str], *, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % interval of each type's accuracy, by bootstrap over prompts, {id: prompt}."""
+    grouped: dict[str, list[Value]] = defaultdict(list)
+    for value in hard(verdicts):
+        grouped[value.question.element_type].append(value)
+    return {
+        kind: cluster_interval(
+            [value.s for value in own], [prompts[value.question.id] for value in own], seed=seed
+        )
+        for kind, own in grouped.items()
+    }
 
 
 def blind_baselines(questions: Sequence[Question]) -> dict[str, dict[str, float]]:

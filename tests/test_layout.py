@@ -60,10 +60,11 @@ LAYERS = [
     {"preflight", "clip_tokenizer"},
     {"kid", "cmmd", "features"}
     | {"lora_format", "slots", "question_rules", "statements", "answer", "demo_plan", "verdict"},
-    {"model_card", "engine", "text_lora", "nano_judge", "hf_judge", "openai_judge"}
+    {"model_card", "engine", "text_lora", "nano_judge", "hf_judge", "openai_judge", "made_of"}
     | {"judgements", "tifa", "soft_tifa", "vqascore", "dsg", "agreement", "compbench", "counterfactual"},
     {"adapter", "judge", "feature_cache", "asking", "alignment", "geneval", "replay"},
-    {"store", "backbone"} | {"fidelity_figures", "question_files"},
+    {"store", "backbone"} | {"fidelity_figures", "question_files", "evaluation_run"},
+    {"source_view"},
     {"route", "source_text"},
     {"composed_unet", "train", "forget", "export", "reference"},
     {"generate", "import_adapter", "evaluate", "train_all"} | {"fidelity"},
