@@ -34,6 +34,7 @@ class Receipt(BaseModel):
     backbone: str  # digest
     files: int
     bytes: int
+    versions: list[str] = []  # digests of the older versions that went too
     out_of_reach: list[str]
 
     def line(self) -> str:
@@ -48,6 +49,7 @@ class Receipt(BaseModel):
         what = f"adapter {self.sha256}" if self.sha256 else "an adapter that could not be read"
         lines = [
             f"forgotten: {what}",
+            *(f"           older version {sha256}" for sha256 in self.versions),
             f"deleted:   {self.files} files, {self.bytes} bytes; {FORGOTTEN} keeps a line without a name",
             "not reached by this:",
             *(f"  - {place}" for place in self.out_of_reach),
@@ -56,9 +58,10 @@ class Receipt(BaseModel):
 
 
 def forget(name: str, *, store: AdapterStore) -> Receipt:
-    """Delete source `name` from `store`: its adapter, its statistics, its unfinished training.
+    """Delete source `name` from `store`: its adapter, its statistics, every version, its unfinished training.
 
-    The receipt is written after the deletion: none states what has not happened. Raises UnknownSource.
+    `NAME@DIGEST` deletes that older version alone. The receipt is written after the deletion: none states what has not
+    happened. Raises UnknownSource, and BadInput for the current version.
     """
     erased = store.erase(name)
     receipt = Receipt(
@@ -66,6 +69,7 @@ def forget(name: str, *, store: AdapterStore) -> Receipt:
         backbone=erased.backbone,
         files=erased.files,
         bytes=erased.bytes,
+        versions=list(erased.versions),
         out_of_reach=[
             *(_export(json.loads(line)) for line in erased.exports),
             *_OUT_OF_REACH,

@@ -31,6 +31,7 @@ from promptcdm.levers import Levers
 from promptcdm.settings import GenerateSettings
 from promptcdm.store import AdapterStore
 from promptcdm.tensorfile import write_bytes, write_json
+from promptcdm.versions import source_of
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,
@@ -76,8 +77,9 @@ def generate(
 ) -> Generation:
     """Make `num_images` pictures of each prompt from the allowed sources; none allowed is the bare backbone.
 
-    `on_step(picture, step)` is called after every denoising step. Raises UnknownSource for a name that the store does
-    not hold, AdapterMismatch for an adapter of another backbone, BadInput for a setting out of range.
+    `NAME@DIGEST` is a version of a source; the right to it is the right to the source. `on_step(picture, step)` is
+    called after every denoising step. Raises UnknownSource for a name that the store does not hold, AdapterMismatch for
+    an adapter of another backbone, BadInput for a setting out of range.
     """
     _check(prompts, allowed, settings, backbone)
     adapters = [store.load(name) for name in allowed]
@@ -110,8 +112,8 @@ def _check(
 ) -> None:
     if isinstance(prompts, str) or not prompts:
         raise BadInput("prompts takes a list of one or more texts")
-    repeated = sorted({name for name in allowed if list(allowed).count(name) > 1})
-    if isinstance(allowed, str) or repeated:
+    sources = [source_of(name) for name in allowed]
+    if isinstance(allowed, str) or len(set(sources)) < len(sources):
         raise BadInput(f"allowed takes a list of different source names, not {allowed!r}")
     factor = backbone.pipe.vae_scale_factor
     for name in ("height", "width"):

@@ -2,6 +2,7 @@
 
     adapters/
       birds/  coco/ ...       an adapter each; a folder is opened only when its name is asked for
+      birds@1-SHA256/ ...     what stood in birds/ before it was replaced (versions.py)
       birds.partial/          what training of birds left unfinished, to go on from
       exports.jsonl           where copies for other tools were written
       forgotten.jsonl         receipts, without names
@@ -15,31 +16,27 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from promptcdm.adapter import RECORD, Adapter, load_adapter, read_record, save_adapter
 from promptcdm.adapter_record import AdapterRecord
+from promptcdm.erased import Erased, measure
 from promptcdm.errors import AdapterMismatch, BadInput, RunFailed, UnknownSource
 from promptcdm.source import check_name
+from promptcdm.store_lock import locked
 from promptcdm.tensorfile import sync_folder, write_bytes
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from promptcdm.versions import Version, digits_of, is_digest, next_version, source_of, versions_in
 
 LOCK = "store.lock"
 FORGOTTEN = "forgotten.jsonl"
 EXPORTS = "exports.jsonl"
-LOCK_SECONDS = 60.0
 _READ_ATTEMPTS = 5
 _UNFINISHED = ".partial"
-_NEW, _OLD, _REMOVED = "new", "old", "removed"
+# Of hidden folders. What is old or dropped comes back where no successor took its place; after that an old one is kept
+# as a version and a dropped one is deleted.
+_NEW, _OLD, _DROPPED, _REMOVED = "new", "old", "dropped", "removed"
 
 
 def unknown_source(name: str) -> UnknownSource:
@@ -47,19 +44,6 @@ def unknown_source(name: str) -> UnknownSource:
     return UnknownSource(
         f"no source {name[:80]!a} that you may use; `promptcdm sources` lists a store's sources"
     )
-
-
-@dataclass(frozen=True)
-class Erased:
-    """What `AdapterStore.erase` removed. Digests are empty where adapter.json could not be read."""
-
-    exports: tuple[str, ...]  # notes of copies outside, as lines of JSON
-
-    sha256: str
-    backbone: str  # digest
-    imported_from: str
-    files: int
-    bytes: int
 
 
 class AdapterStore:
@@ -72,17 +56,26 @@ class AdapterStore:
         """Names of the adapters here, sorted. Their files are not opened."""
         if not self.root.is_dir():
             return []
-        if any(self.root.glob(f".*.{_OLD}.partial")):  # a crash between two renames
+        if any(path for state in (_OLD, _DROPPED) for path in self.root.glob(f".*.{state}.partial")):
+            # a crash between two renames
             with self._writing():
                 pass
         return sorted(entry.name for entry in self.root.iterdir() if self._holds(entry.name))
 
+    def versions(self, name: str) -> list[Version]:
+        """Older versions of a source that `NAME@DIGEST` still loads, oldest first. Raises UnknownSource."""
+        current = _sha256_of(self._folder(name))
+        return [version for version in versions_in(self.root, name) if version.sha256 != current]
+
     def record(self, name: str) -> AdapterRecord:
-        """The adapter.json of a source, its tensors not verified. Raises UnknownSource or AdapterMismatch."""
+        """The adapter.json of `NAME` or `NAME@DIGEST`, its tensors not verified.
+
+        Raises UnknownSource, AdapterMismatch, or BadInput where several versions begin with these digits.
+        """
         return read_record(self._folder(name))
 
     def load(self, name: str) -> Adapter:
-        """Read and verify one adapter. Raises UnknownSource, or AdapterMismatch where it is not sound."""
+        """Read and verify `NAME` or `NAME@DIGEST`. Raises as `record`, AdapterMismatch where it is not sound."""
         for _ in range(_READ_ATTEMPTS):
             folder = self._folder(name)
             before = _identity(folder)
@@ -92,9 +85,13 @@ class AdapterStore:
                 if _identity(folder) == before:
                     raise
                 continue  # replaced or removed while it was read
-            if adapter.source != name:
+            if adapter.source != source_of(name):
                 raise AdapterMismatch(
                     f"{folder} holds the adapter of {adapter.source}; a folder has its source's name"
+                )
+            if not adapter.sha256.startswith(digits_of(name) or ""):
+                raise AdapterMismatch(
+                    f"{folder} holds the adapter {adapter.sha256[:12]}; a version's folder has its digest"
                 )
             return adapter
         raise RunFailed(
@@ -102,30 +99,100 @@ class AdapterStore:
         )
 
     def add(self, adapter: Adapter, replace: bool = False) -> None:
-        """Write an adapter under its source's name. Raises BadInput where there is one, unless `replace`."""
+        """Write an adapter under its source's name; one that it replaces stays as an older version.
+
+        Raises BadInput where there is one, unless `replace`.
+        """
         check_name(adapter.source)
         folder = self.root / adapter.source
         with self._writing():
             self._refuse_link(folder)
             if folder.exists() and not (replace and folder.is_dir()):
                 raise BadInput(f"{folder} exists; --replace writes over it, or choose another --source")
-            new, old = self._hidden(adapter.source, _NEW), self._hidden(adapter.source, _OLD)
+            self._swap(adapter, _OLD)
+
+    def supersede(self, adapter: Adapter, *, drop: Callable[[Path], bool]) -> Erased:
+        """Put an adapter in the place of its source's, and delete that one and every version that `drop` names.
+
+        `drop(folder)` is asked for each older version; unfinished training goes too. An interruption leaves the current
+        adapter or its successor. Raises UnknownSource.
+        """
+        name = adapter.source
+        with self._writing():
+            current = self._folder(name)
+            older = [version for version in versions_in(self.root, name) if drop(self.root / version.folder)]
+            gone = [self.root / version.folder for version in older]
+            gone += [path for path in [self.checkpoint_folder(name)] if os.path.lexists(path)]
+            erased = measure(current, [current, *gone], older=older)
+            self._swap(adapter, _DROPPED, gone)
+        return erased
+
+    def rollback(self, name: str, digits: str = "") -> tuple[str, str]:
+        """Make an older version the current one: the one whose sha256 begins with `digits`, or what was replaced last.
+
+        Returns the digests (before, now). The version that was current stays as an older one. Raises UnknownSource,
+        and BadInput where there is no such version or the adapter is that one already.
+        """
+        with self._writing():
+            folder = self._folder(name)
+            older = self.versions(name)
+            if not older:
+                raise BadInput(f"{name} has no older version; --replace leaves one")
+            wanted = self.root / older[-1].folder if not digits else self._folder(f"{name}@{digits}")
+            if wanted == folder:
+                raise BadInput(f"{name} is {digits} already; its other versions: {_listed(older)}")
+            load_adapter(wanted)  # what is not sound must not take the place of what is
+            before, now = _sha256_of(folder), _sha256_of(wanted)
             try:
-                save_adapter(adapter, new)
-                sync_folder(new)
-                if folder.exists():
-                    folder.rename(old)
-                new.rename(folder)
+                folder.rename(self._hidden(name, _OLD))
+                wanted.rename(folder)
                 sync_folder(self.root)
             finally:
                 self._settle()
+        return before, now
+
+    def check_writable(self) -> None:
+        """Raise RunFailed where nothing can be written here, before hours of work that would end so."""
+        with self._writing():
+            pass
+
+    def _swap(self, adapter: Adapter, state: str, gone: Sequence[Path] = ()) -> None:
+        """Write `adapter`, hide what is `gone`, and give it its place; what stood there is settled from `state`."""
+        folder = self.root / adapter.source
+        new = self._hidden(adapter.source, _NEW)
+        try:
+            save_adapter(adapter, new)
+            sync_folder(new)
+            self._hide(gone)
+            if folder.exists():
+                folder.rename(self._hidden(adapter.source, state))
+            new.rename(folder)
+            sync_folder(self.root)
+            again = [v for v in versions_in(self.root, adapter.source) if v.sha256 == adapter.sha256]
+            self._hide([self.root / version.folder for version in again])  # current once more
+        finally:
+            self._settle()
+
+    def _hide(self, folders: Sequence[Path]) -> None:
+        """Take folders out of sight at once; `_settle` deletes them."""
+        for folder in folders:
+            folder.rename(self._hidden(folder.name, _REMOVED))
+        sync_folder(self.root)
 
     def remove(self, name: str) -> str:
-        """Delete one adapter and return its sha256 ("" where it could not be read). Raises UnknownSource."""
+        """Delete an adapter with its versions and return its sha256 ("" where it could not be read).
+
+        Raises UnknownSource.
+        """
         return self._erase(name, [""]).sha256
 
     def erase(self, name: str) -> Erased:
-        """Delete everything here that came from one source: its adapter and its unfinished training."""
+        """Delete everything here that came from one source: its adapter, every version, its unfinished training.
+
+        `NAME@DIGEST` deletes that older version alone. Raises UnknownSource, and BadInput for the current version.
+        """
+        if digits_of(name) != "":
+            return self._erase_version(name)
         return self._erase(name, ["", _UNFINISHED])
 
     def checkpoint_folder(self, name: str) -> Path:
@@ -153,15 +220,27 @@ class AdapterStore:
         if not _is_name(name) or not self.root.is_dir():
             raise unknown_source(name)
         with self._writing():
-            folders = [path for end in endings if os.path.lexists(path := self.root / f"{name}{end}")]
+            older = versions_in(self.root, name)
+            named = [f"{name}{end}" for end in endings] + [version.folder for version in older]
+            folders = [path for each in named if os.path.lexists(path := self.root / each)]
             if not folders:
                 raise unknown_source(name)
             for folder in folders:
                 self._refuse_link(folder)
-            erased = _measure(self.root / name, folders, self._take_exports(name))
-            for folder in folders:
-                folder.rename(self._hidden(folder.name, _REMOVED))
-            sync_folder(self.root)
+            erased = measure(self.root / name, folders, self._take_exports(name), older)
+            self._hide(folders)
+            self._settle()
+        return erased
+
+    def _erase_version(self, name: str) -> Erased:
+        with self._writing():
+            folder = self._folder(name)
+            if folder.name == source_of(name):
+                raise BadInput(
+                    f"{name} is the current version: `promptcdm rollback {folder.name}` first, or forget {folder.name}"
+                )
+            erased = measure(folder, [folder])
+            self._hide([folder])
             self._settle()
         return erased
 
@@ -180,13 +259,26 @@ class AdapterStore:
         return tuple(theirs)
 
     def _folder(self, name: str) -> Path:
-        folder = self.root / name
-        if not _is_name(name):
+        source, digits = source_of(name), digits_of(name)
+        folder = self.root / source
+        if not _is_name(source) or digits is None:
             raise unknown_source(name)
         self._refuse_link(folder)
-        if not self._holds(name) and name not in self.sources():
+        if not self._holds(source) and source not in self.sources():
             raise unknown_source(name)
-        return folder
+        return self._version_folder(source, digits) if digits else folder
+
+    def _version_folder(self, source: str, digits: str) -> Path:
+        """The current folder or a version's, by the first digits of its sha256."""
+        current = _sha256_of(self.root / source)
+        folders = {version.sha256: version.folder for version in versions_in(self.root, source)}
+        folders |= {current: source} if current else {}
+        found = [sha256 for sha256 in folders if sha256.startswith(digits)]
+        if not found:
+            raise unknown_source(f"{source}@{digits}")
+        if len(found) > 1:
+            raise BadInput(f"{source}@{digits} may be {' or '.join(sorted(found))}; give more digits")
+        return self.root / folders[found[0]]
 
     def _holds(self, name: str) -> bool:
         folder = self.root / name
@@ -206,7 +298,7 @@ class AdapterStore:
         """Hold the store's lock; what a crash left behind is put right first."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with _locked(self.root / LOCK):
+            with locked(self.root / LOCK):
                 self._settle()
                 yield
         except OSError as error:
@@ -216,13 +308,36 @@ class AdapterStore:
         """Bring back what was being replaced and has no successor; delete every other hidden remainder."""
         for path in sorted(self.root.glob(".*.partial")):
             name, _, state = path.name[1:].removesuffix(".partial").rpartition(".")
-            if state == _OLD and not os.path.lexists(self.root / name):
+            if state in (_OLD, _DROPPED) and not os.path.lexists(self.root / name):
                 path.rename(self.root / name)
+            elif state == _OLD and self._kept_as_version(name, path):
+                continue
             elif path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
         sync_folder(self.root)
+
+    def _kept_as_version(self, name: str, folder: Path) -> bool:
+        """Keep what was replaced, unless it cannot be read or is what stands there now."""
+        sha256 = _sha256_of(folder)
+        if not sha256 or sha256 == _sha256_of(self.root / name):
+            return False
+        folder.rename(self.root / next_version(self.root, name, sha256).folder)
+        return True
+
+
+def _sha256_of(folder: Path) -> str:
+    """The digest that a folder's adapter.json states; "" where it cannot be read or states none."""
+    try:
+        sha256 = read_record(folder).sha256
+    except AdapterMismatch:
+        return ""
+    return sha256 if is_digest(sha256) else ""
+
+
+def _listed(versions: list[Version]) -> str:
+    return ", ".join(version.sha256[:12] for version in versions)
 
 
 def _is_name(name: str) -> bool:
@@ -240,42 +355,3 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_ino, status.st_ctime_ns
-
-
-def _measure(folder: Path, folders: list[Path], exports: tuple[str, ...]) -> Erased:
-    """Count what goes. An adapter.json that cannot be read must not keep its source from being forgotten."""
-    try:
-        record = read_record(folder)
-        facts = (record.sha256, record.backbone.digest, record.imported_from)
-    except AdapterMismatch:
-        facts = ("", "", "")
-    files = [path for each in folders for path in each.rglob("*") if path.is_file() or path.is_symlink()]
-    return Erased(exports, *facts, files=len(files), bytes=sum(path.lstat().st_size for path in files))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; the system frees it when the process ends, however it ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(descriptor):
-            if time.monotonic() > deadline:
-                raise RunFailed(
-                    f"{path} is held by another process for {LOCK_SECONDS:.0f} s; wait until it is done"
-                )
-            time.sleep(0.02)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True

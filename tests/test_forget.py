@@ -41,7 +41,8 @@ def test_the_kept_line_has_digests_and_neither_name_nor_time(tmp_path: Path) -> 
     size = sum(path.stat().st_size for path in (tmp_path / "zebras").iterdir())
     receipt = forget("zebras", store=store)
     line = json.loads((tmp_path / "forgotten.jsonl").read_text())
-    assert line == {"format": 1, "sha256": adapter.sha256, "backbone": "b" * 64, "files": 7, "bytes": size}
+    digests = {"sha256": adapter.sha256, "backbone": "b" * 64, "versions": []}
+    assert line == {"format": 1, **digests, "files": 7, "bytes": size}
     assert (receipt.files, receipt.bytes, receipt.sha256) == (7, size, adapter.sha256)
     for path in tmp_path.rglob("*"):
         assert "zebra" not in path.name

@@ -306,6 +306,20 @@ def test_wrong_settings_are_refused(
         generate(["x"], allowed=["birds"], backbone=backbone, store=store, settings=replace(FAST, **changes))  # type: ignore[arg-type]
 
 
+def test_an_older_version_draws_what_it_drew(backbone: Backbone, store: AdapterStore) -> None:
+    def picture(*allowed: str) -> Generation:
+        return generate(["a bird"], allowed=allowed, backbone=backbone, store=store, settings=FAST)
+
+    before = picture("birds", "cars")
+    digest = store.load("birds").sha256
+    store.add(random_adapter(backbone, "birds", 7), replace=True)
+    after, replayed = picture("birds", "cars"), picture(f"birds@{digest[:12]}", "cars")
+    assert replayed.images[0].tobytes() == before.images[0].tobytes() != after.images[0].tobytes()
+    assert replayed.records == before.records
+    with pytest.raises(BadInput, match="different source names"):
+        picture("birds", f"birds@{digest}")
+
+
 def test_unknown_sources_and_other_backbones_are_refused(
     backbone: Backbone, store: AdapterStore, tiny_sd2: Path, tmp_path: Path
 ) -> None:

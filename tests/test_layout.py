@@ -34,6 +34,8 @@ LAYERS = [
         "config",
         "progress",
         "row_plan",
+        "store_lock",
+        "versions",
         "cached_forward",
         "intervals",
     }
@@ -63,6 +65,7 @@ LAYERS = [
     {"model_card", "engine", "text_lora", "nano_judge", "hf_judge", "openai_judge", "made_of"}
     | {"judgements", "tifa", "soft_tifa", "vqascore", "dsg", "agreement", "compbench", "counterfactual"},
     {"adapter", "judge", "feature_cache", "asking", "alignment", "geneval", "replay"},
+    {"erased"},
     {"store", "backbone"} | {"fidelity_figures", "question_files", "evaluation_run"},
     {"source_view"},
     {"route", "source_text"},

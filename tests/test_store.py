@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from made_adapter import made_adapter
 
-from promptcdm import store as store_module
+from promptcdm import store_lock
 from promptcdm.adapter import save_adapter
 from promptcdm.errors import AdapterMismatch, BadInput, RunFailed, UnknownSource
 from promptcdm.store import AdapterStore
@@ -47,7 +47,8 @@ def test_an_existing_name_is_kept_unless_replaced(store: AdapterStore) -> None:
     assert store.load("birds").sha256 == made_adapter(seed=1).sha256
     store.add(made_adapter(seed=2), replace=True)
     assert store.load("birds").sha256 == made_adapter(seed=2).sha256
-    assert sorted(path.name for path in store.root.iterdir()) == ["birds", "store.lock"]
+    older = f"birds@1-{made_adapter(seed=1).sha256}"
+    assert sorted(path.name for path in store.root.iterdir()) == ["birds", older, "store.lock"]
 
 
 def test_remove_gives_the_digest_and_leaves_nothing(store: AdapterStore) -> None:
@@ -161,20 +162,34 @@ def _dies_at(step: int, action: Callable[[], object]) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("action", ["replace", "remove"])
+@pytest.mark.parametrize("action", ["replace", "remove", "rollback", "supersede"])
 def test_a_crash_at_any_step_leaves_the_old_adapter_or_the_outcome(store: AdapterStore, action: str) -> None:
     first, second = made_adapter(seed=1), made_adapter(seed=2)
-    actions = {"replace": lambda: store.add(second, replace=True), "remove": lambda: store.remove("birds")}
+    actions = {
+        "replace": lambda: store.add(second, replace=True),
+        "remove": lambda: store.remove("birds"),
+        "rollback": lambda: store.rollback("birds", second.sha256),
+        "supersede": lambda: store.supersede(second, drop=lambda folder: True),
+    }
     step, died, outcomes = 0, True, []
     while died:
         step += 1
+        if action == "rollback":
+            store.add(second, replace=True)
         store.add(first, replace=True)
         died = _dies_at(step, actions[action])
         outcomes.append(store.load("birds").sha256 if store.sources() == ["birds"] else "none")
         with store._writing():  # the next writer puts everything right
             assert not list(store.root.glob(".*")), step
-    assert step > {"replace": 30, "remove": 10}[action]
-    outcome = {"replace": second.sha256, "remove": "none"}[action]
+        if action == "supersede" and outcomes[-1] == second.sha256:
+            assert store.versions("birds") == []
+        if action == "rollback":  # whichever is current, the other is not lost
+            assert {outcomes[-1], *(v.sha256 for v in store.versions("birds"))} == {
+                first.sha256,
+                second.sha256,
+            }
+    assert step > {"replace": 30, "remove": 10, "rollback": 5, "supersede": 30}[action]
+    outcome = "none" if action == "remove" else second.sha256
     changed = outcomes.index(outcome)
     assert set(outcomes[:changed]) == {first.sha256}
     assert set(outcomes[changed:]) == {outcome}
@@ -208,7 +223,7 @@ def test_readers_see_one_adapter_or_the_other_while_it_is_replaced(store: Adapte
 def test_writers_wait_for_each_other(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.add(made_adapter())
     with store._writing():
-        monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.05)
+        monkeypatch.setattr(store_lock, "LOCK_SECONDS", 0.05)
         with pytest.raises(RunFailed, match=r"store\.lock is held by another process"):
             store.add(made_adapter("coco"))
         assert store.load("birds").source == "birds"
