@@ -3,14 +3,17 @@
     C       latent channels           D    width of a text encoder's token embeddings
     M       caption prototypes        n    learned tokens of a soft prompt
 
-A folder is written in one canonical form (same adapter, same bytes) and verified on the bytes that are used.
+A folder is written in one canonical form (same adapter, same bytes) and verified on the bytes that are used. A source
+in slices (slices.py) has a folder slice-N for each of them, an adapter like any other, and nothing beside them.
 `adapters/README.md` describes its files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +30,10 @@ from promptcdm.lora_format import lora_modules, to_kohya
 from promptcdm.manifest import Manifest, merkle_root
 from promptcdm.model_card import embedding_header, kohya_header, model_card, token
 from promptcdm.settings import Kind
+from promptcdm.slices import slice_number
 from promptcdm.source import check_name
-from promptcdm.statistics import GRID
+from promptcdm.source_statistics import ROUTER, check_statistics, pooled, read_statistics
+from promptcdm.source_statistics import Statistics as Statistics
 from promptcdm.tensorfile import (
     decode_tensors,
     parse_json,
@@ -43,35 +48,18 @@ from promptcdm.text_names import is_text_key
 RECORD = "adapter.json"
 LORA = "pytorch_lora_weights.safetensors"
 PROMPT = "learned_embeds.safetensors"
-ROUTER = "router.safetensors"
 MANIFEST = "manifest.json"
 TRAIN_LOG = "train_log.jsonl"
 CARD = "README.md"
+_SLICE = re.compile(r"slice-(0|[1-9][0-9]{0,5})")
+# What the records of all slices of a source must say alike.
+_OF_ALL_SLICES = (
+    *("source", "kind", "unconditional", "trigger", "backbone", "settings"),
+    *("license", "author", "origin", "attribution"),
+)
 
-_STATISTICS = ("count", "latent_mean", "latent_var", "caption_prototypes", "caption_share")
-_FACTOR = "latent_factor"  # may be absent, as in adapters older than it
 # Where two text encoders have embeddings, other tools know them by these keys.
 _ENCODER_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """All that a router may know of a source, computed from that source alone; fp32."""
-
-    count: int  # pictures
-    latent_mean: Tensor  # (C, 8, 8) of clean, scaled latents pooled to 8x8
-    latent_var: Tensor  # (C, 8, 8)
-    caption_prototypes: Tensor  # (M, D) of unit norm
-    caption_share: Tensor  # (M,) share of the captions nearest to each prototype; sums to one
-    latent_factor: Tensor | None = None  # (k, C, 8, 8): covariance = diag(latent_var) + F^T F; None: diagonal
-
-    def tensors(self) -> dict[str, Tensor]:
-        """By name, the count as a 0-d int64; an absent factor is left out."""
-        tensors = {
-            "count": torch.tensor(self.count),
-            **{name: getattr(self, name) for name in _STATISTICS[1:]},
-        }
-        return tensors if self.latent_factor is None else {**tensors, _FACTOR: self.latent_factor}
 
 
 @dataclass(frozen=True)
@@ -85,10 +73,15 @@ class Adapter:
     record: AdapterRecord
     manifest: Manifest | None = None
     train_log: tuple[dict[str, Any], ...] = field(default=())
+    slices: tuple[
+        Adapter, ...
+    ] = ()  # of a source in slices, by their numbers; then lora and prompt are empty
 
     @property
     def kind(self) -> Kind:
-        """By what it holds: lora, prompt or lora+prompt."""
+        """By what it holds, or its slices hold: lora, prompt or lora+prompt."""
+        if self.slices:
+            return self.slices[0].kind
         if not self.prompt:
             return "lora"
         return "lora+prompt" if self.lora else "prompt"
@@ -107,7 +100,9 @@ class Adapter:
 
     @cached_property
     def sha256(self) -> str:
-        """Identity of the adapter: the digest of its tensors."""
+        """Identity of the adapter: the digest of its tensors, or of its slices' digests."""
+        if self.slices:
+            return hashlib.sha256("\n".join(part.sha256 for part in self.slices).encode()).hexdigest()
         return adapter_digest(self.lora, self.prompt, self.statistics)
 
 
@@ -122,6 +117,48 @@ def adapter_digest(
     return tensor_digest(tensors)
 
 
+def joined(slices: Sequence[Adapter], k: int) -> Adapter:
+    """The adapter of a source in k slices, from those of its slices in the order of their numbers.
+
+    Everything in it follows from them. Raises AdapterMismatch where they are not slices of one source.
+    """
+    records = [part.record for part in slices]
+    items = sorted((i for p in slices if p.manifest for i in p.manifest.items), key=lambda item: item.file)
+    where = f"slices of {records[0].source}" if records else "a source in slices"
+    numbers = [slice_number_of(part, k, where) for part in slices]
+    if not numbers or numbers != sorted(set(numbers)) or len({item.file for item in items}) < len(items):
+        raise AdapterMismatch(f"{where}: a slice is missing, or there twice; train it again")
+    shared = {key: getattr(records[0], key) for key in _OF_ALL_SLICES}
+    for key, value in shared.items():
+        if any(getattr(record, key) != value for record in records):
+            raise AdapterMismatch(f"{where}: they disagree about {key}; one was changed")
+    versions = {name: {r.versions.get(name, "unknown") for r in records} for name in records[0].versions}
+    facts = {key: shared[key] for key in ("source", "license", "author", "origin", "attribution")}
+    manifest = Manifest(**facts, items=items, merkle_root=merkle_root(items))
+    record = AdapterRecord(
+        **shared | {"settings": shared["settings"] | {"slices": k}},
+        sha256=hashlib.sha256("\n".join(record.sha256 for record in records).encode()).hexdigest(),
+        source_digest=manifest.merkle_root,
+        items=len(items),
+        versions={name: " and ".join(sorted(found)) for name, found in versions.items()},
+        device=" and ".join(sorted({record.device for record in records})),
+    )
+    statistics = pooled([part.statistics for part in slices if part.statistics])
+    return Adapter(record.source, {}, {}, statistics, record, manifest, slices=tuple(slices))
+
+
+def slice_number_of(part: Adapter, k: int, where: str) -> int:
+    """Which of k slices an adapter is, by its pictures. Raises AdapterMismatch where it is none."""
+    items = part.manifest.items if part.manifest else []
+    try:
+        numbers = {slice_number(item.pixels_sha256, k) for item in items}
+    except ValueError:  # no digest
+        numbers = set()
+    if len(numbers) != 1 or part.slices or part.statistics is None:
+        raise AdapterMismatch(f"{where}: one has no pictures, or not those of one slice of {k}")
+    return numbers.pop()
+
+
 def save_adapter(adapter: Adapter, folder: Path) -> None:
     """Write the whole adapter folder.
 
@@ -132,14 +169,16 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
         raise BadInput(f"{folder} is not empty; an adapter is written into a folder of its own")
     folder.mkdir(parents=True, exist_ok=True)
     record = adapter.record
+    for part in adapter.slices:
+        save_adapter(part, folder / f"slice-{slice_number_of(part, record.slices, adapter.source)}")
     if adapter.lora:
         write_diffusers(adapter, folder)
         write_kohya(adapter, folder)
     if adapter.prompt:
         write_prompt(adapter, folder)
-    if adapter.statistics is not None:
+    if adapter.statistics is not None and not adapter.slices:
         write_tensors(folder / ROUTER, adapter.statistics.tensors(), {"format": "pt"})
-    if adapter.manifest is not None:
+    if adapter.manifest is not None and not adapter.slices:
         write_json(folder / MANIFEST, adapter.manifest.model_dump())
     if adapter.train_log:
         lines = [json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in adapter.train_log]
@@ -179,11 +218,13 @@ def load_adapter(folder: Path) -> Adapter:
     Raises AdapterMismatch where a file is missing, malformed, a link, or not what adapter.json describes.
     """
     record = read_record(folder)
+    if record.slices > 1:
+        return _load_slices(folder, record)
     adapter = Adapter(
         source=record.source,
         lora=_tensors(folder, LORA) if "lora" in record.kind else {},
         prompt=_read_prompt(folder, record) if "prompt" in record.kind else {},
-        statistics=_read_statistics(folder),
+        statistics=_statistics(folder),
         record=record,
         manifest=_read_manifest(folder, record),
         train_log=_read_train_log(folder),
@@ -191,6 +232,30 @@ def load_adapter(folder: Path) -> Adapter:
     _check(adapter, str(folder))
     _check_kohya(adapter, folder)
     return adapter
+
+
+def _load_slices(folder: Path, record: AdapterRecord) -> Adapter:
+    found = sorted((int(m[1]), path) for path in folder.iterdir() if (m := _SLICE.fullmatch(path.name)))
+    for _, path in found:
+        if path.is_symlink():
+            raise AdapterMismatch(f"{path}: a link; an adapter's files must lie in its folder")
+    adapter = joined([load_adapter(path) for _, path in found], record.slices)
+    numbers = [slice_number_of(part, record.slices, str(folder)) for part in adapter.slices]
+    if numbers != [number for number, _ in found]:
+        raise AdapterMismatch(f"{folder}: a slice's folder does not have its number")
+    _check_record(adapter.record, record, str(folder))
+    return adapter
+
+
+def _check_record(derived: AdapterRecord, stated: AdapterRecord, where: str) -> None:
+    """Raise AdapterMismatch unless adapter.json says what follows from the slices."""
+    ours, theirs = derived.model_dump(), stated.model_dump()
+    differing = [key for key in ours if ours[key] != theirs[key]]
+    if differing:
+        raise AdapterMismatch(
+            f"{where}: {RECORD} and its slices disagree about {' and '.join(differing)}; "
+            "a file was changed, swapped or removed: train or copy it again"
+        )
 
 
 def read_record(folder: Path) -> AdapterRecord:
@@ -207,13 +272,16 @@ def read_record(folder: Path) -> AdapterRecord:
 def _check(adapter: Adapter, where: str) -> None:
     """Raise AdapterMismatch unless the tensors are sound and all parts agree with the record."""
     record, manifest = adapter.record, adapter.manifest
+    if adapter.slices:
+        _check_record(joined(adapter.slices, record.slices).record, record, where)
+        return
     try:
         lora_modules(adapter.lora)
     except AdapterMismatch as error:
         raise AdapterMismatch(f"{where}: {error}") from None
     tensors = {**adapter.lora, **adapter.prompt}
     if adapter.statistics is not None:
-        _check_statistics(adapter.statistics, where)
+        check_statistics(adapter.statistics, where)
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not tensor.isfinite().all():
             raise AdapterMismatch(f"{where}: {name} must be float32 without NaN or infinity")
@@ -239,35 +307,6 @@ def _check(adapter: Adapter, where: str) -> None:
         _check_manifest(manifest, record, where)
     elif record.source_digest:
         raise AdapterMismatch(f"{where}: {MANIFEST} is missing")
-
-
-def _check_statistics(statistics: Statistics, where: str) -> None:
-    channels, width = statistics.latent_mean.shape[:1], statistics.caption_prototypes.shape[-1:]
-    shapes = {
-        "latent_mean": (*channels, GRID, GRID),
-        "latent_var": (*channels, GRID, GRID),
-        "caption_prototypes": (*statistics.caption_share.shape, *width),
-        "caption_share": (statistics.caption_share.numel(),),
-    }
-    if statistics.latent_factor is not None:
-        rank = max([1, *statistics.latent_factor.shape[:1]])
-        shapes[_FACTOR] = (rank, *channels, GRID, GRID)
-    for name, shape in shapes.items():
-        tensor = getattr(statistics, name)
-        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32 or not tensor.isfinite().all():
-            raise AdapterMismatch(
-                f"{where}: statistics {name} {tuple(tensor.shape)} must be finite float32 of shape {shape}"
-            )
-    share, norms = statistics.caption_share, statistics.caption_prototypes.norm(dim=-1)
-    if statistics.count < 1 or not (statistics.latent_var > 0).all():
-        raise AdapterMismatch(f"{where}: statistics need a count of at least 1 and variances above 0")
-    if (
-        not len(share)
-        or (share < 0).any()
-        or abs(float(share.sum()) - 1) > 1e-3
-        or ((norms - 1).abs() > 1e-3).any()
-    ):
-        raise AdapterMismatch(f"{where}: caption shares must sum to 1 and prototypes have norm 1")
 
 
 def _check_manifest(manifest: Manifest, record: AdapterRecord, where: str) -> None:
@@ -305,6 +344,14 @@ def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
     return decode_tensors(_bytes(folder, name), str(folder / name))[0]
 
 
+def _statistics(folder: Path) -> Statistics | None:
+    return (
+        read_statistics(_tensors(folder, ROUTER), str(folder / ROUTER))
+        if (folder / ROUTER).exists()
+        else None
+    )
+
+
 def _as_kohya(adapter: Adapter) -> dict[str, Tensor]:
     return to_kohya(adapter.lora, adapter.record.backbone.architecture)
 
@@ -325,20 +372,6 @@ def _read_prompt(folder: Path, record: AdapterRecord) -> dict[str, Tensor]:
     raise AdapterMismatch(
         f"{folder / PROMPT}: must hold {token(record.source)}, or clip_l and clip_g, and nothing else"
     )
-
-
-def _read_statistics(folder: Path) -> Statistics | None:
-    if not (folder / ROUTER).exists():
-        return None
-    tensors = _tensors(folder, ROUTER)
-    if set(tensors) - {_FACTOR} != set(_STATISTICS):
-        raise AdapterMismatch(
-            f"{folder / ROUTER}: must hold {', '.join(_STATISTICS)}, perhaps {_FACTOR}, and nothing else"
-        )
-    count = tensors.pop("count")
-    if count.ndim or count.dtype != torch.int64:
-        raise AdapterMismatch(f"{folder / ROUTER}: count must be one int64")
-    return Statistics(count=int(count), **tensors)
 
 
 def _read_manifest(folder: Path, record: AdapterRecord) -> Manifest | None:

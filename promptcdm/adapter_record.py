@@ -47,6 +47,13 @@ class AdapterRecord(BaseModel):
     attribution: Line
     versions: dict[str, str]  # of the libraries that made it
     imported_from: Line = ""  # file name or hub id of a LoRA of another tool's making
+    device: Line = ""  # what it was trained on (device_class.py); empty where unknown
+
+    @property
+    def slices(self) -> int:
+        """In how many slices the source was trained (slices.py); 1 is one whole."""
+        k = self.settings.get("slices", 1)
+        return k if isinstance(k, int) else 1
 
 
 def parse_record(value: Any, where: str) -> AdapterRecord:

@@ -8,7 +8,7 @@ the rows that are needed are run by the backbone's engine in one forward, and th
 pipeline's scheduler and guidance never know. The sum is linear: guiding then composing is composing then guiding.
 
     n, N    pictures, allowed sources         w    (n, N), or (n, N, h, w) by region
-    eps     predictions, one a source         (N, n or 2n, C, h, w)
+    eps     predictions, one a source         (N, n or 2n, C, h, w); a source in slices has the sum of theirs (terms.py)
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from promptcdm.row_plan import BACKBONE, RowPlan, bare_rows, plan_rows
 from promptcdm.settings import RouterName
 from promptcdm.slots import SlotLora
 from promptcdm.source_text import Reader, RunTexts, encode_run
+from promptcdm.terms import terms_of
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,13 @@ class ComposedUNet(nn.Module):
         self.backbone, self.adapters, self.router = backbone, tuple(adapters), router
         self.unet = backbone.unet  # as a submodule, so that the pipeline moves it where it wants it
         self.guidance_scale, self.seed = guidance_scale or backbone.guidance_scale, seed
-        strengths = [(strength or {}).get(a.source, 1.0) for a in adapters]
-        self._loras = [_slot_lora(a, s) for a, s in zip(adapters, strengths, strict=True)]
-        self._own_unconditional = [self.levers.own_unconditional(a.record.unconditional) for a in adapters]
+        self._terms = terms_of(adapters)  # what follows is a list with one entry a term
+        terms = self._terms.adapters
+        strengths = [(strength or {}).get(a.source, 1.0) for a in terms]
+        self._loras = [_slot_lora(a, s) for a, s in zip(terms, strengths, strict=True)]
+        self._own_unconditional = [self.levers.own_unconditional(a.record.unconditional) for a in terms]
         self._readers = [
-            Reader(*facts) for facts in zip(adapters, strengths, self._own_unconditional, strict=True)
+            Reader(*facts) for facts in zip(terms, strengths, self._own_unconditional, strict=True)
         ]
         self._texts: RunTexts | None = None  # what `encode` made
         self._start()
@@ -243,9 +246,10 @@ class ComposedUNet(nn.Module):
         if kept is not None and not all_run:
             active = by_source(kept).ne(0).cpu()
         guided = self._guided_now(call)
-        plan = plan_rows(active, guided, self._own_unconditional)
+        plan = plan_rows(self._terms.of_sources(active), guided, self._own_unconditional)
         acting = sorted(set(plan.source) - {BACKBONE})
         eps = self._place(self._predict(call, plan), call, plan, acting, guided)
+        eps = self._terms.within_sources(eps, acting)
         if w is None or kept is None:
             noise = self.backbone.as_noise(eps[:, -n:], call.x_t, alpha_bar)
             w, run.state = router.route(run.state, call.x_t, alpha_bar, noise)
@@ -253,7 +257,7 @@ class ComposedUNet(nn.Module):
         if levers.drops:
             self._note_dropped(w, kept, eps, n, guided, all_run)
         self.weights.append(by_source(kept).float().cpu())
-        kept = kept[:, acting]
+        kept = kept[:, self._terms.sources(acting)]
         return compose_noise(eps, kept if guided is None else torch.cat([kept, kept]))
 
     def _predict(self, call: _Call, plan: RowPlan) -> Tensor:
@@ -263,7 +267,7 @@ class ComposedUNet(nn.Module):
         broken = (~predicted.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         if broken:
             i = plan.source[broken[0]]
-            name = "the backbone" if i == BACKBONE else self.adapters[i].source
+            name = "the backbone" if i == BACKBONE else self._terms.adapters[i].source
             raise RunFailed(
                 f"the prediction of {name} is not finite; train it again or leave it out of allowed"
             )
@@ -285,7 +289,7 @@ class ComposedUNet(nn.Module):
     def _place(
         self, rows: Tensor, call: _Call, plan: RowPlan, acting: Sequence[int], guided: list[bool] | None
     ) -> Tensor:
-        """eps (acting sources, n or 2n, C, h, w): each source's rows in their places, shared ones in all that share."""
+        """eps (acting terms, n or 2n, C, h, w): each term's rows in their places, shared ones in all that share."""
         eps = rows.new_zeros((len(acting), *call.sample.shape))
         source = torch.tensor(plan.source, device=rows.device)
         origin = torch.tensor(plan.origin, device=rows.device)

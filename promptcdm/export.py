@@ -35,6 +35,11 @@ def export_adapter(name: str, *, store: AdapterStore, format: ExportFormat, out:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} is not an empty folder; an export gets a folder of its own")
     adapter = store.load(name)
+    if adapter.slices:
+        raise BadInput(
+            f"{name} is in {adapter.record.slices} slices, whose predictions are added: no other tool's file can say "
+            "that; a LoRA of one slice alone is in its folder slice-N"
+        )
     if format == "peft" and adapter.text_lora:
         raise BadInput(
             f"{name} adapts the text encoder, whose layers PEFT knows by names that differ between versions of "

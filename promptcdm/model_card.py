@@ -140,6 +140,8 @@ def _about(record: AdapterRecord) -> str:
 
 def _usage(record: AdapterRecord, text_encoders: Collection[str]) -> str:
     name = record.source
+    if record.slices > 1:
+        return _usage_of_slices(record)
     words = [token(name) if "prompt" in record.kind else "", record.trigger, "a tree"]
     imports = ["from diffusers import DiffusionPipeline"]
     stock = [f"pipe = DiffusionPipeline.from_pretrained({json.dumps(record.backbone.name)})"]
@@ -162,6 +164,15 @@ def _usage(record: AdapterRecord, text_encoders: Collection[str]) -> str:
     return (
         f'```sh\npromptcdm generate "a tree" --allowed {name} --backbone {backbone}\n```\n\n'
         f"```python\n{code}\n```\n{other}"
+    )
+
+
+def _usage_of_slices(record: AdapterRecord) -> str:
+    backbone = shlex.quote(record.backbone.name)
+    return (
+        f"The source was trained in {record.slices} slices, whose predictions promptcdm adds, each with its share of "
+        "the pictures. Another tool can load one slice, which is not the whole: each folder `slice-N` has a card.\n\n"
+        f'```sh\npromptcdm generate "a tree" --allowed {record.source} --backbone {backbone}\n```\n'
     )
 
 

@@ -67,6 +67,9 @@ class TrainSettings:
     )
     checkpoint_every: int = _setting(100, "steps between resumable checkpoints")
     seed: int = _setting(0, "seed of everything random in training")
+    slices: int = _setting(
+        1, "train the source in so many slices, each --steps long, so that forgetting a picture trains one again"
+    )
 
 
 @dataclass(frozen=True)

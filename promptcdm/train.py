@@ -28,6 +28,7 @@ from promptcdm import lora
 from promptcdm.adapter import Adapter, AdapterRecord, BackboneRecord, Statistics, adapter_digest
 from promptcdm.backbone import Backbone
 from promptcdm.checkpoint import load_checkpoint, save_checkpoint
+from promptcdm.device_class import device_class
 from promptcdm.errors import BadInput, RunFailed
 from promptcdm.prompt import PromptEmbeds
 from promptcdm.settings import Kind, TrainSettings, Unconditional
@@ -94,11 +95,14 @@ def train_adapter(
         origin=source.origin,
         attribution=source.attribution,
         versions={name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
+        device=device_class(backbone.device, backbone.dtype),
     )
     return Adapter(source.name, weights, prompt, statistics, record, manifest, tuple(log))
 
 
 def _check(settings: TrainSettings) -> None:
+    if settings.slices != 1:
+        raise BadInput(f"slices is {settings.slices}; train_source trains slices, train_adapter one whole")
     for name in ("steps", "batch_size", "rank", "prompt_tokens", "checkpoint_every"):
         if getattr(settings, name) < 1:
             raise BadInput(f"{name} is {getattr(settings, name)}; it takes 1 or more")

@@ -16,11 +16,12 @@ from typing import Literal
 
 from promptcdm.adapter import Adapter
 from promptcdm.backbone import Backbone
-from promptcdm.errors import BadInput, PromptCDMError
+from promptcdm.errors import AdapterMismatch, BadInput, PromptCDMError, UnknownSource
 from promptcdm.settings import TrainSettings
 from promptcdm.source import Source
 from promptcdm.store import AdapterStore
-from promptcdm.train import OnStep, train_adapter
+from promptcdm.train import OnStep
+from promptcdm.train_slices import steps_of, train_source
 
 Watch = Callable[[str, int, int], AbstractContextManager[OnStep]]  # source, steps, batch size
 
@@ -67,13 +68,26 @@ def train_into(
     replace: bool = False,
     watch: Watch = _unwatched,
 ) -> Adapter:
-    """Train one source, going on from its checkpoint where there is one, and put the adapter into the store."""
+    """Train one source, going on from its checkpoint where there is one, and put the adapter into the store.
+
+    Slices that stand in the store and would come out the same are not trained again.
+    """
+    store.check_writable()
     partial = store.checkpoint_folder(source.name)
-    with watch(source.name, settings.steps, settings.batch_size) as on_step:
-        adapter = train_adapter(source, backbone, settings, checkpoint=partial, on_step=on_step)
+    known = _slices(store, source.name) if settings.slices > 1 else ()
+    with watch(source.name, steps_of(source, settings), settings.batch_size) as on_step:
+        adapter = train_source(source, backbone, settings, checkpoint=partial, on_step=on_step, known=known)
     store.add(adapter, replace=replace)
     shutil.rmtree(partial, ignore_errors=True)
     return adapter
+
+
+def _slices(store: AdapterStore, name: str) -> tuple[Adapter, ...]:
+    """The slices of a source that stand in the store; none where it is not there, is whole or is not sound."""
+    try:
+        return store.load(name).slices
+    except (UnknownSource, AdapterMismatch):
+        return ()
 
 
 def source_folders(folder: Path) -> list[Path]:

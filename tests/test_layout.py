@@ -37,6 +37,7 @@ LAYERS = [
         "store_lock",
         "versions",
         "cached_forward",
+        "device_class",
         "intervals",
     }
     | {"feature_pair", "jackknife", "tower", "colours"},
@@ -48,6 +49,7 @@ LAYERS = [
         "table",
         "questions",
         "adapter_record",
+        "source_statistics",
         "lora",
         "levers",
         "lora_strength",
@@ -59,7 +61,7 @@ LAYERS = [
     | {"flags", "demo_result", "page"},
     {"layouts"},
     {"source"},
-    {"preflight", "clip_tokenizer"},
+    {"slices", "preflight", "clip_tokenizer"},
     {"kid", "cmmd", "features"}
     | {"lora_format", "slots", "question_rules", "statements", "answer", "demo_plan", "verdict"},
     {"model_card", "engine", "text_lora", "nano_judge", "hf_judge", "openai_judge", "made_of"}
@@ -69,7 +71,9 @@ LAYERS = [
     {"store", "backbone"} | {"fidelity_figures", "question_files", "evaluation_run"},
     {"source_view"},
     {"route", "source_text"},
+    {"terms"},
     {"composed_unet", "train", "forget", "export", "reference"},
+    {"train_slices"},
     {"generate", "import_adapter", "evaluate", "train_all"} | {"fidelity"},
     {"timeline"},
     {"report"},
