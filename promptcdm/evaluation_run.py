@@ -18,7 +18,10 @@ from promptcdm.questions import Question
 from promptcdm.verdict import Verdict
 
 TIFA = "TIFA"
-_EXTRAS = ("baselines", "failures", "interval_95", "judge", "pictures", "prompts", "scores", "versions")
+_EXTRAS: tuple[str, ...] = (
+    *("baselines", "failures", "interval_95", "type_intervals_95", "questions", "scores"),
+    *("judge", "judge_version", "seed", "questions_sha256", "pictures", "prompts", "versions"),
+)
 _AGAIN = "give the same `promptcdm evaluate` command again: what was judged is not judged again"
 
 
@@ -115,6 +118,11 @@ def read_scores(path: Path) -> Scores:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"{path}: lacks scores of each picture ({error!r}); {_AGAIN}") from error
     return Scores(path, by_score, prompts, digests)
+
+
+def same_questions(runs: Sequence[Run]) -> bool:
+    """True where all runs were asked the same questions, so that their scores can be compared."""
+    return len({run.facts["questions_sha256"] for run in runs}) == 1
 
 
 def same_pictures(a: Mapping[str, str | None], b: Mapping[str, str | None], what: str) -> None:

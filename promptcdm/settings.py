@@ -139,3 +139,11 @@ class FidelitySettings:
     batch_size: int = _setting(32, "pictures that the model reads at once")
     seed: int = _setting(0, "seed of what is drawn: pictures, groups of the intervals, splits")
     device: str = _setting("auto", "auto, cpu, cuda or mps")
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What the report of evaluations holds."""
+
+    pictures: int = _setting(100, "captions shown with their pictures, the lowest scores first; 0 shows all")
+    picture_size: int = _setting(256, "pixels; a larger picture is shown as a JPEG of this size")

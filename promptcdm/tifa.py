@@ -18,6 +18,7 @@ from promptcdm.verdict import BLIND, Value, Verdict, hard, mean_by_caption
 
 __all__ = [
     "ALL",
+    "FEWEST_PROMPTS",
     "Verdict",
     "accuracy_by_type",
     "blind_baselines",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 ALL = "all"  # the row of the average, beside the types
+FEWEST_PROMPTS = 8  # of a type that has an interval
 
 
 def tifa_result(verdicts: Sequence[Verdict]) -> dict[str, object]:
@@ -69,16 +71,19 @@ def accuracy_by_type(verdicts: Sequence[Verdict]) -> dict[str, float]:
 def type_intervals(
     verdicts: Sequence[Verdict], prompts: Mapping[str, str], *, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """95 % interval of each type's accuracy, by bootstrap over prompts, {id: prompt}."""
+    """95 % interval of each type's accuracy, by bootstrap over prompts, {id: prompt}.
+
+    A type of fewer than `FEWEST_PROMPTS` has none: where all three prompts agree, say, it would have no width.
+    """
     grouped: dict[str, list[Value]] = defaultdict(list)
     for value in hard(verdicts):
         grouped[value.question.element_type].append(value)
-    return {
-        kind: cluster_interval(
-            [value.s for value in own], [prompts[value.question.id] for value in own], seed=seed
-        )
-        for kind, own in grouped.items()
-    }
+    found = {}
+    for kind, own in grouped.items():
+        clusters = [prompts[value.question.id] for value in own]
+        if len(set(clusters)) >= FEWEST_PROMPTS:
+            found[kind] = cluster_interval([value.s for value in own], clusters, seed=seed)
+    return found
 
 
 def blind_baselines(questions: Sequence[Question]) -> dict[str, dict[str, float]]:

@@ -58,7 +58,7 @@ LAYERS = [
         "paired",
         "calibration",
     }
-    | {"flags", "demo_result", "page"},
+    | {"flags", "demo_result", "page", "human_ratings"},
     {"layouts"},
     {"source"},
     {"slices", "preflight", "clip_tokenizer"},
@@ -69,8 +69,8 @@ LAYERS = [
     {"adapter", "judge", "feature_cache", "asking", "alignment", "geneval", "replay"},
     {"erased"},
     {"store", "backbone"} | {"fidelity_figures", "question_files", "evaluation_run"},
-    {"source_view"},
-    {"route", "source_text"},
+    {"source_view", "picture_view", "run_comparison"},
+    {"route", "source_text", "evaluation_report"},
     {"terms"},
     {"composed_unet", "train", "forget", "export", "reference"},
     {"train_slices"},
@@ -79,7 +79,7 @@ LAYERS = [
     {"report"},
     {"demo"},
     {"cli_evaluate", "cli_export", "cli_preflight"},
-    {"cli_train"},
+    {"cli_train", "cli_compare"},
     {"cli"},
     {"__main__"},
 ]
@@ -99,17 +99,18 @@ HOMES = {
     "safetensors": {"tensorfile"},
     "timm": {"dinov2"},
     "transformers": {"backbone", "hf_judge", "dinov2", "clip_tower", "clip_tokenizer"},
-    "typer": {"cli", "cli_evaluate", "cli_export", "cli_preflight", "cli_train", "flags"},
+    "typer": {"cli", "cli_evaluate", "cli_export", "cli_preflight", "cli_train", "cli_compare", "flags"},
 }
 # The method itself: torch, the standard library, and our errors.
 METHOD = {"compose": {"torch", "promptcdm"}, "router": {"torch", "promptcdm"}}
-MAY_PRINT = {"cli", "cli_evaluate", "cli_export", "cli_preflight", "cli_train"}
+MAY_PRINT = {"cli", "cli_evaluate", "cli_export", "cli_preflight", "cli_train", "cli_compare"}
 MAY_IMPORT_LATE = {
     "cli",
     "cli_evaluate",
     "cli_export",
     "cli_preflight",
     "cli_train",
+    "cli_compare",
     "places",
     "table",
 }  # `--help` must not wait for torch; extras may not be there
