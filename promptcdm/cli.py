@@ -18,6 +18,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from promptcdm import __version__, cli_compare
+from promptcdm.cli_clipscore import clipscore
 from promptcdm.cli_evaluate import evaluate_app, say_table
 from promptcdm.cli_export import export
 from promptcdm.cli_preflight import preflight
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.add_typer(evaluate_app, name="evaluate")
 for read_results in (cli_compare.report, cli_compare.paired, cli_compare.agreement, cli_compare.calibration):
     evaluate_app.command()(read_results)
+evaluate_app.command()(clipscore)
 app.command()(export)
 app.command()(preflight)
 app.command("train-adapter")(train_adapter)

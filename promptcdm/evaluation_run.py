@@ -1,7 +1,7 @@
 """A finished evaluation, read back from its files: what reports and comparisons are made of.
 
-A run is a result file of `evaluate tifa`, or of `evaluate clipscore`; beside a TIFA result lie its extras, and
-beside each picture that `generate` made lies the record of its weights.
+A run is a result file of `evaluate tifa`, or of `evaluate clipscore`. Beside a TIFA result NAME.json lie its extras,
+and NAME.clipscore.json where there is one; beside each picture that `generate` made lies the record of its weights.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def read_run(path: Path, name: str = "") -> Run:
 
     Where a caption has the same question twice, TIFA's file lists it once.
     """
-    result, facts = _object(path), read_facts(path)
+    result, facts = _object(path), _with_clipscore(path, read_facts(path))
     try:
         details: Mapping[str, Mapping[str, Mapping[str, Any]]] = result["question_details"]
         verdicts = tuple(_verdict(row) for rows in details.values() for row in rows.values())
@@ -151,6 +151,17 @@ def read_facts(path: Path) -> dict[str, Any]:
     if lacking:
         raise BadInput(f"{beside}: lacks {', '.join(lacking)}, as of an older version; {_AGAIN}")
     return extras
+
+
+def _with_clipscore(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The extras with the score of NAME.clipscore.json, where that lies beside. Raises BadInput."""
+    beside = path.with_name(f"{path.stem}.clipscore.json")
+    if not beside.is_file():
+        return facts
+    clip = _object(beside)
+    digests = [{id: picture["sha256"] for id, picture in each["pictures"].items()} for each in (facts, clip)]
+    same_pictures(digests[0], digests[1], f"{path} and {beside}")
+    return {**facts, "scores": {**facts["scores"], **clip["scores"]}}
 
 
 def _named(text: str) -> tuple[str, Path]:

@@ -64,12 +64,12 @@ LAYERS = [
     {"slices", "preflight", "clip_tokenizer"},
     {"kid", "cmmd", "features"}
     | {"lora_format", "slots", "question_rules", "statements", "answer", "demo_plan", "verdict"},
-    {"model_card", "engine", "text_lora", "nano_judge", "hf_judge", "openai_judge", "made_of"}
+    {"model_card", "engine", "text_lora", "nano_judge", "hf_judge", "openai_judge", "made_of", "open_clip_model"}
     | {"judgements", "tifa", "soft_tifa", "vqascore", "dsg", "agreement", "compbench", "counterfactual"},
     {"adapter", "judge", "feature_cache", "asking", "alignment", "geneval", "replay"},
     {"erased"},
     {"store", "backbone"} | {"fidelity_figures", "question_files", "evaluation_run"},
-    {"source_view", "picture_view", "run_comparison"},
+    {"source_view", "picture_view", "run_comparison", "clipscore"},
     {"route", "source_text", "evaluation_report"},
     {"terms"},
     {"composed_unet", "train", "forget", "export", "reference"},
@@ -79,7 +79,7 @@ LAYERS = [
     {"report"},
     {"demo"},
     {"cli_evaluate", "cli_export", "cli_preflight"},
-    {"cli_train", "cli_compare"},
+    {"cli_train", "cli_compare", "cli_clipscore"},
     {"cli"},
     {"__main__"},
 ]
@@ -91,7 +91,7 @@ HOMES = {
     "huggingface_hub": {"import_adapter"},
     "jinja2": {"page"},
     "matplotlib": {"timeline"},
-    "open_clip": {"nano_judge", "clip_tower"},
+    "open_clip": {"nano_judge", "clip_tower", "open_clip_model"},
     "peft": {"lora"},
     "pyarrow": {"table"},
     "pydantic": {"adapter_record", "manifest", "forget"},
@@ -99,11 +99,11 @@ HOMES = {
     "safetensors": {"tensorfile"},
     "timm": {"dinov2"},
     "transformers": {"backbone", "hf_judge", "dinov2", "clip_tower", "clip_tokenizer"},
-    "typer": {"cli", "cli_evaluate", "cli_export", "cli_preflight", "cli_train", "cli_compare", "flags"},
+    "typer": {"cli", "cli_evaluate", "cli_export", "cli_preflight", "cli_train", "cli_compare", "cli_clipscore", "flags"},
 }
 # The method itself: torch, the standard library, and our errors.
 METHOD = {"compose": {"torch", "promptcdm"}, "router": {"torch", "promptcdm"}}
-MAY_PRINT = {"cli", "cli_evaluate", "cli_export", "cli_preflight", "cli_train", "cli_compare"}
+MAY_PRINT = {"cli", "cli_evaluate", "cli_export", "cli_preflight", "cli_train", "cli_compare", "cli_clipscore"}
 MAY_IMPORT_LATE = {
     "cli",
     "cli_evaluate",
@@ -111,6 +111,7 @@ MAY_IMPORT_LATE = {
     "cli_preflight",
     "cli_train",
     "cli_compare",
+    "cli_clipscore",
     "places",
     "table",
 }  # `--help` must not wait for torch; extras may not be there
