@@ -7,7 +7,6 @@ that help and mistakes are answered at once.
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,12 +18,13 @@ import typer
 
 from promptcdm import __version__, cli_compare
 from promptcdm.cli_clipscore import clipscore
-from promptcdm.cli_evaluate import evaluate_app, say_table
+from promptcdm.cli_evaluate import evaluate_app
 from promptcdm.cli_export import export
 from promptcdm.cli_preflight import preflight
+from promptcdm.cli_store import forget, rollback, sources, verify
 from promptcdm.cli_train import ALL_SETTINGS, load_backbone, say_adapter, train_adapter
 from promptcdm.config import read_config, settle
-from promptcdm.errors import AdapterMismatch, BadInput, BadSource, PromptCDMError, RunFailed
+from promptcdm.errors import BadSource, PromptCDMError, RunFailed
 from promptcdm.flags import Config, Mismatch, Replace, Store, read_names, read_strengths, with_flags
 from promptcdm.settings import (
     BackboneSettings,
@@ -51,6 +51,8 @@ evaluate_app.command()(clipscore)
 app.command()(export)
 app.command()(preflight)
 app.command("train-adapter")(train_adapter)
+for of_a_store in (sources, verify, rollback, forget):
+    app.command()(of_a_store)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -128,7 +130,7 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="what to draw", metavar="PROMPT")],
     allowed: Annotated[
         str,
-        typer.Option(help='sources that may be used, with commas; "" is the bare backbone', metavar="A,B"),
+        typer.Option(help='NAME or NAME@DIGEST, with commas between; "" is the bare backbone', metavar="A,B"),
     ],
     strength: Annotated[
         list[str] | None, typer.Option(help="strength of a source's LoRA; repeatable [1]", metavar="NAME=X")
@@ -184,68 +186,6 @@ def generate(
     owed = {name: line for record in generation.records for name, line in record["attribution"].items()}
     for name, line in owed.items():
         typer.echo(f"attribution owed to {name}: {line}")
-
-
-@app.command()
-def sources(
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    store: Store = Path("adapters"),
-) -> None:
-    """List the sources of a store."""
-    from promptcdm.store import AdapterStore
-
-    adapters = AdapterStore(store)
-    records = [adapters.record(name).model_dump(mode="json") for name in adapters.sources()]
-    if as_json:
-        typer.echo(json.dumps(records, indent=2, sort_keys=True, ensure_ascii=False))
-        return
-    rows = [("source", "kind", "pictures", "license", "author", "backbone", "sha256")]
-    for r in records:
-        facts = (str(r[key]) for key in ("source", "kind", "items", "license", "author"))
-        rows.append((*facts, r["backbone"]["name"], r["sha256"][:12]))
-    say_table(rows)
-
-
-@app.command()
-def forget(
-    name: Annotated[str, typer.Argument(help="the source", metavar="NAME")],
-    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
-    store: Store = Path("adapters"),
-) -> None:
-    """Remove a source, and print a receipt.
-
-    Its adapter goes, and everything derived from it.
-    """
-    from promptcdm.forget import forget as remove
-    from promptcdm.store import AdapterStore
-
-    adapters = AdapterStore(store)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise BadInput(f"forget asks before it removes {name}; add --yes where nobody can answer")
-        typer.confirm(f"Remove {store / name} and everything derived from it?", abort=True)
-    typer.echo(str(remove(name, store=adapters)))
-
-
-@app.command()
-def verify(
-    name: Annotated[str | None, typer.Argument(help="one source; all where left out", metavar="NAME")] = None,
-    store: Store = Path("adapters"),
-) -> None:
-    """Check every file against its digests."""
-    from promptcdm.store import AdapterStore
-
-    adapters = AdapterStore(store)
-    wrong = 0
-    names = adapters.sources() if name is None else [name]
-    for each in names:
-        try:
-            typer.echo(f"{each}: ok, sha256 {adapters.load(each).sha256}")
-        except AdapterMismatch as error:
-            wrong += 1
-            typer.echo(f"{each}: {error}")
-    if wrong:
-        raise RunFailed(f"{wrong} of {len(names)} sources do not match their digests")
 
 
 @app.command()

@@ -25,7 +25,9 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", help="TOML file of settings; a flag wins over it", metavar="FILE"),
 ]
-Replace = Annotated[bool, typer.Option("--replace", help="replace the source's adapter")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="replace the source's adapter, which stays as NAME@DIGEST")
+]
 Mismatch = Annotated[
     bool,
     typer.Option(

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from promptcdm.erased import Erased
 from promptcdm.store import FORGOTTEN, AdapterStore
 
 _OUT_OF_REACH = (
@@ -35,11 +36,13 @@ class Receipt(BaseModel):
     files: int
     bytes: int
     versions: list[str] = []  # digests of the older versions that went too
+    items: int | None = None  # pictures, where not the whole source was forgotten
+    successor: str | None = None  # sha256 of the adapter that stands there now, where there is one
     out_of_reach: list[str]
 
     def line(self) -> str:
         """What is kept in forgotten.jsonl: one line of JSON."""
-        return json.dumps(self.model_dump(exclude={"out_of_reach"}), sort_keys=True)
+        return json.dumps(self.model_dump(exclude={"out_of_reach"}, exclude_none=True), sort_keys=True)
 
     def __str__(self) -> str:
         return self.text()
@@ -47,8 +50,12 @@ class Receipt(BaseModel):
     def text(self) -> str:
         """The receipt for people, several lines."""
         what = f"adapter {self.sha256}" if self.sha256 else "an adapter that could not be read"
+        if self.items is not None:
+            count = f"{self.items} picture{'s' if self.items != 1 else ''}"
+            what = count + (f" of adapter {self.sha256}" if self.sha256 else "")
         lines = [
             f"forgotten: {what}",
+            *([f"now:       adapter {self.successor}"] if self.successor else []),
             *(f"           older version {sha256}" for sha256 in self.versions),
             f"deleted:   {self.files} files, {self.bytes} bytes; {FORGOTTEN} keeps a line without a name",
             "not reached by this:",
@@ -63,8 +70,14 @@ def forget(name: str, *, store: AdapterStore) -> Receipt:
     `NAME@DIGEST` deletes that older version alone. The receipt is written after the deletion: none states what has not
     happened. Raises UnknownSource, and BadInput for the current version.
     """
-    erased = store.erase(name)
-    receipt = Receipt(
+    receipt = receipt_of(store.erase(name))
+    store.append_receipt(receipt.line())
+    return receipt
+
+
+def receipt_of(erased: Erased) -> Receipt:
+    """The receipt of what the store erased."""
+    return Receipt(
         sha256=erased.sha256,
         backbone=erased.backbone,
         files=erased.files,
@@ -76,8 +89,6 @@ def forget(name: str, *, store: AdapterStore) -> Receipt:
             *([_HUB_CACHE] if "/" in erased.imported_from else []),
         ],
     )
-    store.append_receipt(receipt.line())
-    return receipt
 
 
 def _export(note: dict[str, str]) -> str:

@@ -111,16 +111,18 @@ class AdapterStore:
                 raise BadInput(f"{folder} exists; --replace writes over it, or choose another --source")
             self._swap(adapter, _OLD)
 
-    def supersede(self, adapter: Adapter, *, drop: Callable[[Path], bool]) -> Erased:
-        """Put an adapter in the place of its source's, and delete that one and every version that `drop` names.
+    def supersede(self, adapter: Adapter, *, of: str, drop: Callable[[Version], bool]) -> Erased:
+        """Put an adapter in the place of its source's, `of` this sha256; that one goes, and every version to `drop`.
 
-        `drop(folder)` is asked for each older version; unfinished training goes too. An interruption leaves the current
-        adapter or its successor. Raises UnknownSource.
+        `drop` is asked for each older version; unfinished training goes too. An interruption leaves the current adapter
+        or its successor. Raises UnknownSource, and RunFailed where the source has another adapter by now.
         """
         name = adapter.source
         with self._writing():
             current = self._folder(name)
-            older = [version for version in versions_in(self.root, name) if drop(self.root / version.folder)]
+            if _sha256_of(current) != of:
+                raise RunFailed(f"{current} was replaced meanwhile and is left as it is; do it again")
+            older = [version for version in versions_in(self.root, name) if drop(version)]
             gone = [self.root / version.folder for version in older]
             gone += [path for path in [self.checkpoint_folder(name)] if os.path.lexists(path)]
             erased = measure(current, [current, *gone], older=older)
@@ -210,6 +212,12 @@ class AdapterStore:
         with self._writing():
             self._append(EXPORTS, line)
 
+    def exports(self, name: str) -> tuple[str, ...]:
+        """The notes of a source's exports."""
+        path = self.root / EXPORTS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return tuple(line for line in lines if f'"source": "{name}"' in line)
+
     def _append(self, name: str, line: str) -> None:
         with (self.root / name).open("a", encoding="utf-8", newline="\n") as file:
             file.write(f"{line}\n")
@@ -246,17 +254,16 @@ class AdapterStore:
 
     def _take_exports(self, name: str) -> tuple[str, ...]:
         """The notes of a source's exports, which are taken out of the file."""
-        path = self.root / EXPORTS
-        if not path.is_file():
+        path, theirs = self.root / EXPORTS, self.exports(name)
+        if not theirs:
             return ()
         lines = path.read_text(encoding="utf-8").splitlines()
-        theirs = [line for line in lines if f'"source": "{name}"' in line]
         kept = "".join(f"{line}\n" for line in lines if line not in theirs)
         if kept:
             write_bytes(path, kept.encode())
         else:
             path.unlink()
-        return tuple(theirs)
+        return theirs
 
     def _folder(self, name: str) -> Path:
         source, digits = source_of(name), digits_of(name)

@@ -51,7 +51,7 @@ def train_source(
     """Train `source` whole, or in `settings.slices` slices with these settings each.
 
     Of `known`, slices of this source, those are kept instead of trained that are what `keep` says. `on_step` counts the
-    steps of all slices. Raises as `train_adapter` does, and BadInput for more slices than pictures.
+    steps of all slices. Raises as `train_adapter` does, and BadInput for fewer slices than 1.
     """
     if settings.slices == 1:
         return train_adapter(source, backbone, settings, checkpoint=checkpoint, on_step=on_step)

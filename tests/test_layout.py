@@ -64,7 +64,16 @@ LAYERS = [
     {"slices", "preflight", "clip_tokenizer"},
     {"kid", "cmmd", "features"}
     | {"lora_format", "slots", "question_rules", "statements", "answer", "demo_plan", "verdict"},
-    {"model_card", "engine", "text_lora", "nano_judge", "hf_judge", "openai_judge", "made_of", "open_clip_model"}
+    {
+        "model_card",
+        "engine",
+        "text_lora",
+        "nano_judge",
+        "hf_judge",
+        "openai_judge",
+        "made_of",
+        "open_clip_model",
+    }
     | {"judgements", "tifa", "soft_tifa", "vqascore", "dsg", "agreement", "compbench", "counterfactual"},
     {"adapter", "judge", "feature_cache", "asking", "alignment", "geneval", "replay"},
     {"erased"},
@@ -74,12 +83,14 @@ LAYERS = [
     {"terms"},
     {"composed_unet", "train", "forget", "export", "reference"},
     {"train_slices"},
-    {"generate", "import_adapter", "evaluate", "train_all"} | {"fidelity"},
+    {"retrain"},
+    {"generate", "import_adapter", "evaluate", "train_all", "forget_items"} | {"fidelity"},
     {"timeline"},
     {"report"},
     {"demo"},
     {"cli_evaluate", "cli_export", "cli_preflight"},
     {"cli_train", "cli_compare", "cli_clipscore"},
+    {"cli_store"},
     {"cli"},
     {"__main__"},
 ]
@@ -99,17 +110,37 @@ HOMES = {
     "safetensors": {"tensorfile"},
     "timm": {"dinov2"},
     "transformers": {"backbone", "hf_judge", "dinov2", "clip_tower", "clip_tokenizer"},
-    "typer": {"cli", "cli_evaluate", "cli_export", "cli_preflight", "cli_train", "cli_compare", "cli_clipscore", "flags"},
+    "typer": {
+        "cli",
+        "cli_store",
+        "cli_evaluate",
+        "cli_export",
+        "cli_preflight",
+        "cli_train",
+        "cli_compare",
+        "cli_clipscore",
+        "flags",
+    },
 }
 # The method itself: torch, the standard library, and our errors.
 METHOD = {"compose": {"torch", "promptcdm"}, "router": {"torch", "promptcdm"}}
-MAY_PRINT = {"cli", "cli_evaluate", "cli_export", "cli_preflight", "cli_train", "cli_compare", "cli_clipscore"}
+MAY_PRINT = {
+    "cli",
+    "cli_store",
+    "cli_evaluate",
+    "cli_export",
+    "cli_preflight",
+    "cli_train",
+    "cli_compare",
+    "cli_clipscore",
+}
 MAY_IMPORT_LATE = {
     "cli",
     "cli_evaluate",
     "cli_export",
     "cli_preflight",
     "cli_train",
+    "cli_store",
     "cli_compare",
     "cli_clipscore",
     "places",

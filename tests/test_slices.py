@@ -80,9 +80,9 @@ def test_slices_hold_every_picture_once(birds: Source) -> None:
         assert {slice_number(item.pixels_sha256, 3) for item in part.items} == {number}
         assert part.manifest().merkle_root == merkle_root(part.manifest().items)
     assert slices_of(birds, 1) == {0: birds}
-    for k in (0, -1, 7):
-        with pytest.raises(BadInput, match=f"slices is {k}, and birds has 6 pictures"):
-            slices_of(birds, k)
+    assert len(slices_of(birds, 1000)) <= 6  # more slices than pictures: most are empty
+    with pytest.raises(BadInput, match="slices is 0; it takes 1"):
+        slices_of(birds, 0)
 
 
 def test_pooled_statistics_are_the_moments_of_all_pictures() -> None:

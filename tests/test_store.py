@@ -169,7 +169,7 @@ def test_a_crash_at_any_step_leaves_the_old_adapter_or_the_outcome(store: Adapte
         "replace": lambda: store.add(second, replace=True),
         "remove": lambda: store.remove("birds"),
         "rollback": lambda: store.rollback("birds", second.sha256),
-        "supersede": lambda: store.supersede(second, drop=lambda folder: True),
+        "supersede": lambda: store.supersede(second, of=first.sha256, drop=lambda version: True),
     }
     step, died, outcomes = 0, True, []
     while died:
