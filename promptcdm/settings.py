@@ -68,7 +68,8 @@ class TrainSettings:
     checkpoint_every: int = _setting(100, "steps between resumable checkpoints")
     seed: int = _setting(0, "seed of everything random in training")
     slices: int = _setting(
-        1, "train the source in so many slices, each --steps long, so that forgetting a picture trains one again"
+        1,
+        "train so many slices of the source, each --steps long: forgetting a picture trains one of them again",
     )
 
 
