@@ -22,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--questions", type=Path, required=True, help="TIFA's question file, a JSON list")
+    parser.add_argument(
+        "--questions", required=True, help="TIFA's question file; rules or llm:ID_OR_FOLDER with --texts"
+    )
+    parser.add_argument("--texts", type=Path, help="prompts, on which questions are made")
     parser.add_argument(
         "--images", type=Path, required=True, help="JSON of id: picture, relative to its folder"
     )
@@ -39,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.images,
             given.judge,
             given.out,
+            texts=given.texts,
             seed=given.seed,
             device=given.device,
             judgements=given.judgements,

@@ -21,6 +21,7 @@ from promptcdm.cli_clipscore import clipscore
 from promptcdm.cli_evaluate import evaluate_app
 from promptcdm.cli_export import export
 from promptcdm.cli_preflight import preflight
+from promptcdm.cli_questions import questions
 from promptcdm.cli_store import forget, rollback, sources, verify
 from promptcdm.cli_train import ALL_SETTINGS, load_backbone, say_adapter, train_adapter
 from promptcdm.config import read_config, settle
@@ -48,6 +49,7 @@ app.add_typer(evaluate_app, name="evaluate")
 for read_results in (cli_compare.report, cli_compare.paired, cli_compare.agreement, cli_compare.calibration):
     evaluate_app.command()(read_results)
 evaluate_app.command()(clipscore)
+evaluate_app.command()(questions)
 app.command()(export)
 app.command()(preflight)
 app.command("train-adapter")(train_adapter)

@@ -50,8 +50,11 @@ def evaluate_fidelity(
 @evaluate_app.command("tifa")
 def evaluate_tifa(
     questions: Annotated[
-        Path,
-        typer.Option(help="TIFA's .json, DSG's .csv, GenEval's .jsonl, or prompts in a .txt", metavar="FILE"),
+        str,
+        typer.Option(
+            help="TIFA's .json, DSG's .csv, GenEval's .jsonl, or prompts in a .txt; with --texts rules or llm:MODEL",
+            metavar="FILE",
+        ),
     ],
     images: Annotated[
         Path, typer.Option(help="JSON of id: picture, beside the pictures", metavar="MAP.json")
@@ -63,6 +66,10 @@ def evaluate_tifa(
             metavar="NAME",
         ),
     ] = "nano-judge",
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="prompts on which questions are made first, kept in OUT.questions.json", metavar="FILE"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="TIFA's result file", metavar="FILE")] = None,
     judgements: Annotated[
         Path | None,
@@ -79,14 +86,19 @@ def evaluate_tifa(
 
     Only what the file of judgements lacks is asked. Where it was stopped, the same command goes on.
     """
-    for path in (questions, images):
+    for path in (texts or Path(questions), images):
         if not path.is_file():
-            raise BadInput(f"{path}: no such file; give a file of questions and a JSON map")
+            raise BadInput(f"{path}: no such file; give a file of questions, or --texts FILE, and a JSON map")
 
     from promptcdm.evaluate import run_tifa
 
     report = run_tifa(
-        *(questions, images, judge, out), seed=seed, device=device, judgements=judgements, negatives=negatives
+        *(questions, images, judge, out),
+        texts=texts,
+        seed=seed,
+        device=device,
+        judgements=judgements,
+        negatives=negatives,
     )
     say_table(report.table())
     say_table(report.score_table())

@@ -15,7 +15,8 @@ from promptcdm.errors import BadQuestions, RunFailed
 from promptcdm.judge import Judge, load_judge
 from promptcdm.judgements import JudgementLog
 from promptcdm.made_of import MadeOf
-from promptcdm.question_files import read_question_file
+from promptcdm.question_files import read_question_file, read_texts
+from promptcdm.question_making import make_questions
 from promptcdm.questions import Question
 from promptcdm.replay import replay
 from promptcdm.tensorfile import write_json
@@ -108,11 +109,12 @@ class TifaReport:
 
 
 def run_tifa(
-    questions: Path,
+    questions: Path | str,
     images: Path,
     judge: str,
     out: Path | None = None,
     *,
+    texts: Path | None = None,
     seed: int = 0,
     device: str = "auto",
     judgements: Path | None = None,
@@ -120,16 +122,17 @@ def run_tifa(
 ) -> TifaReport:
     """Score the pictures of a map file, {id: path}, whose paths resolve against its folder; write to `out`.
 
-    Answers are kept in `judgements`, beside `out` where it is left out, and only what that file lacks is asked.
-    The judge `replay:NAME` has the answers that judge NAME gave there, and no others. With `negatives` the
-    counterpart of each yes/no question is asked too, and a question that has none is left out, so that always
-    saying yes is right for half.
+    With `texts`, a file of prompts, questions on these are made first by `questions`, "rules" or
+    "llm:ID_OR_FOLDER", and kept beside `out`. Answers are kept in `judgements`, beside `out` where it is left out,
+    and only what that file lacks is asked. The judge `replay:NAME` has the answers that judge NAME gave there, and
+    no others. With `negatives` the counterpart of each yes/no question is asked too, and a question that has none
+    is left out, so that always saying yes is right for half.
 
     Raises BadQuestions for a file that cannot be used or pictures that are missing (all of them are named,
     before any judging), BadInput for an unknown judge or a file that holds no judgements, RunFailed where
     nothing could be judged.
     """
-    asked = read_question_file(questions, seed=seed)
+    asked = _questions(questions, texts, out, seed, device)
     if negatives:
         asked = balanced(asked, seed=seed)
     log = JudgementLog(judgements or (out and beside(out, "judgements.jsonl")))
@@ -139,6 +142,19 @@ def run_tifa(
     if out is not None:
         report.save(out)
     return report
+
+
+def _questions(
+    questions: Path | str, texts: Path | None, out: Path | None, seed: int, device: str
+) -> tuple[Question, ...]:
+    """Read them, or make them on the texts and keep them beside `out`."""
+    if texts is None:
+        return read_question_file(Path(questions), seed=seed)
+    made = make_questions(read_texts(texts), str(questions), seed=seed, device=device)
+    if out is not None:
+        made.save(beside(out, "questions.json"))
+    made.check()
+    return made.questions
 
 
 def beside(out: Path, ending: str) -> Path:

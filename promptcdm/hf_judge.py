@@ -10,10 +10,8 @@ Weights are read from safetensors only, and no code of a repository is run.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +28,7 @@ from transformers import (
 
 from promptcdm.answer import Answer, Asked, CannotAnswer, match_choice, most_likely, normal_words
 from promptcdm.errors import BadInput
+from promptcdm.hub_revision import revision
 
 _NEW_TOKENS = 20
 _QUESTIONS_AT_ONCE = 16
@@ -80,7 +79,7 @@ def load_hf(model: str, device: str = "cpu") -> HfJudge:
             processor = AutoProcessor.from_pretrained(model)
             dtype = torch.float32 if device == "cpu" else "auto"
             loaded = loader.from_pretrained(model, dtype=dtype, use_safetensors=True)
-            version = f"{_PROMPT}, {_revision(model, config)}"
+            version = f"{_PROMPT}, {revision(model, config)}"
             judge = loaded.eval().to(device)
             return HfJudge(f"hf:{model}", judge, processor, device, answer_part, version)
     except (OSError, ValueError) as error:
@@ -93,21 +92,6 @@ def load_hf(model: str, device: str = "cpu") -> HfJudge:
         f"judge 'hf:{model}' is a {config.model_type} model, which answers no questions about pictures; "
         "accepted are BLIP, ViLT and what transformers calls image-text-to-text models"
     )
-
-
-def _revision(model: str, config: Any) -> str:
-    """The commit of a model of the hub, else a digest of the folder's files."""
-    commit = getattr(config, "_commit_hash", None)
-    if commit:
-        return f"commit {commit}"
-    whole = hashlib.sha256()
-    for path in sorted(
-        path for path in Path(model).rglob("*") if path.suffix in {".json", ".safetensors", ".txt"}
-    ):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                whole.update(block)
-    return f"files {whole.hexdigest()[:16]}"
 
 
 def _way_of(config: Any) -> tuple[Any, Callable[[HfJudge, Sequence[Asked]], list[Answer]]]:

@@ -63,7 +63,7 @@ LAYERS = [
     {"source"},
     {"slices", "preflight", "clip_tokenizer"},
     {"kid", "cmmd", "features"}
-    | {"lora_format", "slots", "question_rules", "statements", "answer", "demo_plan", "verdict"},
+    | {"lora_format", "slots", "question_rules", "statements", "answer", "demo_plan", "verdict", "hub_revision"},
     {
         "model_card",
         "engine",
@@ -74,10 +74,11 @@ LAYERS = [
         "made_of",
         "open_clip_model",
     }
-    | {"judgements", "tifa", "soft_tifa", "vqascore", "dsg", "agreement", "compbench", "counterfactual"},
+    | {"judgements", "tifa", "soft_tifa", "vqascore", "dsg", "agreement", "compbench", "counterfactual"}
+    | {"question_llm", "question_recall", "hf_writer"},
     {"adapter", "judge", "feature_cache", "asking", "alignment", "geneval", "replay"},
     {"erased"},
-    {"store", "backbone"} | {"fidelity_figures", "question_files", "evaluation_run"},
+    {"store", "backbone"} | {"fidelity_figures", "question_files", "evaluation_run", "question_making"},
     {"source_view", "picture_view", "run_comparison", "clipscore"},
     {"route", "source_text", "evaluation_report"},
     {"terms"},
@@ -89,11 +90,12 @@ LAYERS = [
     {"report"},
     {"demo"},
     {"cli_evaluate", "cli_export", "cli_preflight"},
-    {"cli_train", "cli_compare", "cli_clipscore"},
+    {"cli_train", "cli_compare", "cli_clipscore", "cli_questions"},
     {"cli_store"},
     {"cli"},
     {"__main__"},
 ]
+COMMANDS = {path.stem for path in PACKAGE.glob("cli*.py")}
 # A library appears in these modules and in no other, so that its next version is met in one place.
 HOMES = {
     "accelerate": {"train"},
@@ -109,43 +111,13 @@ HOMES = {
     "rich": {"progress", "demo"},
     "safetensors": {"tensorfile"},
     "timm": {"dinov2"},
-    "transformers": {"backbone", "hf_judge", "dinov2", "clip_tower", "clip_tokenizer"},
-    "typer": {
-        "cli",
-        "cli_store",
-        "cli_evaluate",
-        "cli_export",
-        "cli_preflight",
-        "cli_train",
-        "cli_compare",
-        "cli_clipscore",
-        "flags",
-    },
+    "transformers": {"backbone", "hf_judge", "dinov2", "clip_tower", "clip_tokenizer", "hf_writer"},
+    "typer": {*COMMANDS, "flags"},
 }
 # The method itself: torch, the standard library, and our errors.
 METHOD = {"compose": {"torch", "promptcdm"}, "router": {"torch", "promptcdm"}}
-MAY_PRINT = {
-    "cli",
-    "cli_store",
-    "cli_evaluate",
-    "cli_export",
-    "cli_preflight",
-    "cli_train",
-    "cli_compare",
-    "cli_clipscore",
-}
-MAY_IMPORT_LATE = {
-    "cli",
-    "cli_evaluate",
-    "cli_export",
-    "cli_preflight",
-    "cli_train",
-    "cli_store",
-    "cli_compare",
-    "cli_clipscore",
-    "places",
-    "table",
-}  # `--help` must not wait for torch; extras may not be there
+MAY_PRINT = COMMANDS
+MAY_IMPORT_LATE = COMMANDS | {"places", "table"}  # `--help` must not wait for torch; extras may not be there
 LINES, FUNCTION_LINES = 400, 60
 HELP_SECONDS = 0.3
 
