@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from promptcdm.errors import BadInput
+from promptcdm.errors import BadInput, RunFailed
 from promptcdm.tensorfile import read_tensors, write_tensors
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -27,13 +28,24 @@ def save_checkpoint(
     identity: Mapping[str, Any],
     log: list[dict[str, float]],
 ) -> None:
-    """Write one file, atomically: the old checkpoint stands until the new one is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write one file, atomically: the old checkpoint stands until the new one is whole.
+
+    Raises RunFailed where it cannot be written.
+    """
     tensors = {f"parameter/{n}": p.detach().cpu() for n, p in parameters.items()}
     for n, p in parameters.items():
         tensors |= {f"{k}/{n}": optimizer.state[p][k].cpu() for k in MOMENTS}
+    for kind, values in kept.items():
+        tensors |= {f"{kind}/{n}": value.cpu() for n, value in values.items()}
     metadata = {"step": str(step), "identity": json.dumps(identity, sort_keys=True), "log": json.dumps(log)}
-    write_tensors(folder / "checkpoint.safetensors", tensors, metadata)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / "checkpoint.safetensors", tensors, metadata)
+    except OSError as error:
+        raise RunFailed(
+            f"{folder}: the checkpoint of step {step} cannot be written: {error.strerror}; the one before it stands, "
+            "and the same training goes on from there"
+        ) from error
 
 
 def load_checkpoint(
@@ -41,8 +53,9 @@ def load_checkpoint(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.AdamW,
     identity: Mapping[str, Any],
+    kept: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
 ) -> tuple[int, list[dict[str, float]]]:
-    """Fill parameters and optimizer and return (step, log); (0, []) where there is no checkpoint.
+    """Fill parameters, optimizer and `kept` and return (step, log); (0, []) where there is no checkpoint.
 
     Raises BadInput where the checkpoint is of another backbone, source or settings.
     """
@@ -60,4 +73,7 @@ def load_checkpoint(
     for n, p in parameters.items():
         p.data.copy_(tensors[f"parameter/{n}"])
         optimizer.state[p] = {k: tensors[f"{k}/{n}"].to("cpu" if k == "step" else p.device) for k in MOMENTS}
+    for kind, values in kept.items():
+        for n, value in values.items():
+            value.copy_(tensors[f"{kind}/{n}"])
     return int(metadata["step"]), json.loads(metadata["log"])

@@ -69,7 +69,7 @@ class TrainSettings:
     seed: int = _setting(0, "seed of everything random in training")
     slices: int = _setting(
         1,
-        "train so many slices of the source, each --steps long: forgetting a picture trains one of them again",
+        "train so many slices, each --steps long: forgetting a picture trains one of them again",
     )
 
 
