@@ -68,7 +68,9 @@ def evaluate_tifa(
     ] = "nano-judge",
     texts: Annotated[
         Path | None,
-        typer.Option(help="prompts on which questions are made first, kept in OUT.questions.json", metavar="FILE"),
+        typer.Option(
+            help="prompts on which questions are made first, kept in OUT.questions.json", metavar="FILE"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="TIFA's result file", metavar="FILE")] = None,
     judgements: Annotated[

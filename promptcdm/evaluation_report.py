@@ -7,7 +7,7 @@ weights over the steps, every picture with every question, and what all of it wa
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from promptcdm.tensorfile import write_bytes
 from promptcdm.tifa import FEWEST_PROMPTS
 
 _ALL = "all"  # the row of baselines that is no element type
-_FEW = 12  # captions up to which every question is unfolded
+_FEW = 30  # captions up to which every question is unfolded
 
 
 @dataclass(frozen=True)
@@ -263,11 +263,15 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return rows
 
 
-def _each(values: Any) -> str:
-    """The values that occur, each once; a run of whole numbers as its ends."""
+def _each(values: Iterable[str]) -> str:
+    """The values that occur, each once; whole numbers that follow one another as the first to the last."""
     found = list(dict.fromkeys(values))
-    if len(found) > 2 and all(value.isdigit() for value in found):
-        numbers = [int(value) for value in found]
-        if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
-            return f"{numbers[0]} to {numbers[-1]}"
-    return ", ".join(found)
+    if not all(value.isdigit() for value in found):
+        return ", ".join(found)
+    runs: list[list[int]] = []
+    for number in sorted(map(int, found)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)

@@ -77,7 +77,8 @@ def test_runs_are_compared_with_the_first_by_prompt(runs: list[Run]) -> None:
     assert "Compared with all" in words
     found = paired(runs[1], runs[0])
     assert found is not None and found.difference == pytest.approx(-2 / 9)
-    low, high = (f"{end:+.2f}".replace("-", "−") for end in found.interval)
+    assert found.interval[1] == 0  # which has no sign
+    low, high = f"{found.interval[0]:+.2f}".replace("-", "−"), "0.00"
     assert f"B birds −0.22 {low} to {high} " in words
     assert "9 prompts, 9 pictures" in words
     assert "p 0.500" in words  # two of nine prompts differ: of 2^2 sign flips, two are as large

@@ -63,7 +63,16 @@ LAYERS = [
     {"source"},
     {"slices", "preflight", "clip_tokenizer"},
     {"kid", "cmmd", "features"}
-    | {"lora_format", "slots", "question_rules", "statements", "answer", "demo_plan", "verdict", "hub_revision"},
+    | {
+        "lora_format",
+        "slots",
+        "question_rules",
+        "statements",
+        "answer",
+        "demo_plan",
+        "verdict",
+        "hub_revision",
+    },
     {
         "model_card",
         "engine",
