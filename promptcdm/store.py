@@ -34,9 +34,10 @@ FORGOTTEN = "forgotten.jsonl"
 EXPORTS = "exports.jsonl"
 _READ_ATTEMPTS = 5
 _UNFINISHED = ".partial"
-# Of hidden folders. What is old or dropped comes back where no successor took its place; after that an old one is kept
-# as a version and a dropped one is deleted.
-_NEW, _OLD, _DROPPED, _REMOVED = "new", "old", "dropped", "removed"
+# Of what is hidden. What is old or dropped comes back where no successor took its place; after that an old one is kept
+# as a version and a dropped one is deleted. A file `forgotten` says that all of its source goes: what was begun is
+# finished by the next process that looks.
+_NEW, _OLD, _DROPPED, _REMOVED, _FORGET = "new", "old", "dropped", "removed", "forgotten"
 
 
 def unknown_source(name: str) -> UnknownSource:
@@ -56,8 +57,10 @@ class AdapterStore:
         """Names of the adapters here, sorted. Their files are not opened."""
         if not self.root.is_dir():
             return []
-        if any(path for state in (_OLD, _DROPPED) for path in self.root.glob(f".*.{state}.partial")):
-            # a crash between two renames
+        half_done = (
+            path for state in (_OLD, _DROPPED, _FORGET) for path in self.root.glob(f".*.{state}.partial")
+        )
+        if any(half_done):  # by a crash
             with self._writing():
                 pass
         return sorted(entry.name for entry in self.root.iterdir() if self._holds(entry.name))
@@ -182,11 +185,8 @@ class AdapterStore:
         sync_folder(self.root)
 
     def remove(self, name: str) -> str:
-        """Delete an adapter with its versions and return its sha256 ("" where it could not be read).
-
-        Raises UnknownSource.
-        """
-        return self._erase(name, [""]).sha256
+        """Delete a source as `erase` does and return its adapter's sha256 ("" where it could not be read)."""
+        return self.erase(name).sha256
 
     def erase(self, name: str) -> Erased:
         """Delete everything here that came from one source: its adapter, every version, its unfinished training.
@@ -195,7 +195,20 @@ class AdapterStore:
         """
         if digits_of(name) != "":
             return self._erase_version(name)
-        return self._erase(name, ["", _UNFINISHED])
+        if not _is_name(name) or not self.root.is_dir():
+            raise unknown_source(name)
+        with self._writing():
+            folders = self._all_of(name)
+            if not folders:
+                raise unknown_source(name)
+            for folder in folders:
+                self._refuse_link(folder)
+            older = versions_in(self.root, name)
+            erased = measure(self.root / name, folders, self.exports(name), older)
+            self._hidden(name, _FORGET).touch()
+            sync_folder(self.root)
+            self._settle()
+        return erased
 
     def checkpoint_folder(self, name: str) -> Path:
         """Where training of `name` keeps what it needs to go on after an interruption."""
@@ -224,21 +237,10 @@ class AdapterStore:
             file.flush()
             os.fsync(file.fileno())
 
-    def _erase(self, name: str, endings: list[str]) -> Erased:
-        if not _is_name(name) or not self.root.is_dir():
-            raise unknown_source(name)
-        with self._writing():
-            older = versions_in(self.root, name)
-            named = [f"{name}{end}" for end in endings] + [version.folder for version in older]
-            folders = [path for each in named if os.path.lexists(path := self.root / each)]
-            if not folders:
-                raise unknown_source(name)
-            for folder in folders:
-                self._refuse_link(folder)
-            erased = measure(self.root / name, folders, self._take_exports(name), older)
-            self._hide(folders)
-            self._settle()
-        return erased
+    def _all_of(self, name: str) -> list[Path]:
+        """Every folder that came from a source: its adapter, its unfinished training, its versions."""
+        named = [name, f"{name}{_UNFINISHED}", *(version.folder for version in versions_in(self.root, name))]
+        return [path for each in named if os.path.lexists(path := self.root / each)]
 
     def _erase_version(self, name: str) -> Erased:
         with self._writing():
@@ -252,18 +254,17 @@ class AdapterStore:
             self._settle()
         return erased
 
-    def _take_exports(self, name: str) -> tuple[str, ...]:
-        """The notes of a source's exports, which are taken out of the file."""
+    def _drop_exports(self, name: str) -> None:
+        """Take the notes of a source's exports out of the file."""
         path, theirs = self.root / EXPORTS, self.exports(name)
         if not theirs:
-            return ()
+            return
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = "".join(f"{line}\n" for line in lines if line not in theirs)
         if kept:
             write_bytes(path, kept.encode())
         else:
             path.unlink()
-        return theirs
 
     def _folder(self, name: str) -> Path:
         source, digits = source_of(name), digits_of(name)
@@ -271,7 +272,8 @@ class AdapterStore:
         if not _is_name(source) or digits is None:
             raise unknown_source(name)
         self._refuse_link(folder)
-        if not self._holds(source) and source not in self.sources():
+        half_done = os.path.lexists(self._hidden(source, _FORGET))
+        if (half_done or not self._holds(source)) and source not in self.sources():
             raise unknown_source(name)
         return self._version_folder(source, digits) if digits else folder
 
@@ -312,7 +314,14 @@ class AdapterStore:
             raise RunFailed(f"{self.root} cannot be written: {error.strerror}") from error
 
     def _settle(self) -> None:
-        """Bring back what was being replaced and has no successor; delete every other hidden remainder."""
+        """Bring back what was being replaced and has no successor; delete every other hidden remainder.
+
+        First all of a source that was being forgotten is hidden, and then its mark goes.
+        """
+        for mark in self.root.glob(f".*.{_FORGET}.partial"):
+            name = mark.name[1:].removesuffix(f".{_FORGET}.partial")
+            self._hide([path for path in self._all_of(name) if not path.is_symlink()])
+            self._drop_exports(name)
         for path in sorted(self.root.glob(".*.partial")):
             name, _, state = path.name[1:].removesuffix(".partial").rpartition(".")
             if state in (_OLD, _DROPPED) and not os.path.lexists(self.root / name):

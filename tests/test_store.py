@@ -174,13 +174,15 @@ def test_a_crash_at_any_step_leaves_the_old_adapter_or_the_outcome(store: Adapte
     step, died, outcomes = 0, True, []
     while died:
         step += 1
-        if action == "rollback":
+        if action in ("rollback", "remove"):
             store.add(second, replace=True)
         store.add(first, replace=True)
         died = _dies_at(step, actions[action])
         outcomes.append(store.load("birds").sha256 if store.sources() == ["birds"] else "none")
         with store._writing():  # the next writer puts everything right
             assert not list(store.root.glob(".*")), step
+        if action == "remove" and outcomes[-1] == "none":
+            assert list(store.root.iterdir()) == [store.root / "store.lock"]
         if action == "supersede" and outcomes[-1] == second.sha256:
             assert store.versions("birds") == []
         if action == "rollback":  # whichever is current, the other is not lost
