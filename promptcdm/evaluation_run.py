@@ -31,8 +31,7 @@ class Scores:
 
     path: Path
     by_score: Mapping[str, Mapping[str, float]]  # {score: {id: value}}
-    prompts: Mapping[str, str]  # {id: caption}
-    digests: Mapping[str, str | None]  # {id: sha256 of the picture's file}
+    prompts: Mapping[str, str]  # {id: caption}; an id without one is a prompt of its own
 
     def of(self, score: str) -> Mapping[str, float]:
         """{id: value} of one score. Raises BadInput where the file lacks it."""
@@ -106,18 +105,22 @@ def read_runs(given: Sequence[str | Path]) -> list[Run]:
 
 
 def read_scores(path: Path) -> Scores:
-    """Read the scores of each picture out of a result file. Raises BadInput, naming the file."""
+    """Read the scores of each picture out of a result file. Raises BadInput, naming the file.
+
+    Of another tool's scores {"scores": {NAME: {"by_caption": {id: value}}}} is enough; "prompts" {id: caption} says
+    which pictures share one.
+    """
     facts = read_facts(path)
     try:
         by_score = {
             str(name): {str(id): float(value) for id, value in score["by_caption"].items()}
             for name, score in facts["scores"].items()
         }
-        prompts = {str(id): str(caption) for id, caption in facts["prompts"].items()}
-        digests = {id: picture["sha256"] for id, picture in facts["pictures"].items()}
+        given = facts.get("prompts", {})
+        prompts = {id: str(given.get(id) or id) for values in by_score.values() for id in values}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(f"{path}: lacks scores of each picture ({error!r}); {_AGAIN}") from error
-    return Scores(path, by_score, prompts, digests)
+    return Scores(path, by_score, prompts)
 
 
 def same_questions(runs: Sequence[Run]) -> bool:

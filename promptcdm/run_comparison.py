@@ -158,8 +158,8 @@ def calibrate_result(result: Path, ratings: Path, score: str = "TIFA", *, seed: 
 
 
 def _clusters(*scores: Scores) -> dict[str, str]:
-    """{id: prompt}; an id without a caption stands alone."""
-    return {id: caption or id for one in scores for id, caption in one.prompts.items()}
+    """{id: prompt} of all of them."""
+    return {id: prompt for one in scores for id, prompt in one.prompts.items()}
 
 
 def _digests(run: Run) -> Mapping[str, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,6 +158,30 @@ def test_too_few_rated_pictures_are_refused(tmp_path: Path) -> None:
 def test_tifas_800_ratings_are_read_as_they_are() -> None:
     found = read_ratings(shared("tifa/human_annotations/human_annotations.json"))
     assert len(found) == 800 and {len(ratings) for ratings in found.values()} == {2}
+
+
+def test_tifas_table_by_command(run: Run, tmp_path: Path) -> None:
+    """Another tool's scores, of 800 pictures of 160 prompts, against the ratings as they are published."""
+    ratings = shared("tifa/human_annotations/human_annotations_with_scores.json")
+    rows = json.loads(ratings.read_text(encoding="utf-8"))
+    scores = {"mplug": {"by_caption": {id: row["tifa_mplug-large"] for id, row in rows.items()}}}
+    prompts = {id: row["text_id"] for id, row in rows.items()}
+    (tmp_path / "tifa.json").write_text(json.dumps({"scores": scores, "prompts": prompts}), encoding="utf-8")
+    code, out, err = run("calibration", "tifa.json", "--ratings", ratings, "--score", "mplug")
+    _, score, ceiling = (re.findall(r"(0\.\d+) \(", row) for row in out.splitlines())
+    assert (code, err) == (0, "")
+    assert score == ["0.597", "0.592", "0.472"] and ceiling == ["0.684", "0.722", "0.639"]
+
+
+def test_scores_without_prompts_stand_alone(tmp_path: Path) -> None:
+    for name, value in (("a", 1.0), ("b", 0.5)):
+        record = {"scores": {"TIFA": {"by_caption": {f"p{n}": value for n in range(3)}}}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
+    found = compare_systems(tmp_path / "a.json", tmp_path / "b.json").found
+    assert (found.difference, found.prompts, found.p) == (0.5, 3, 0.25)
+    (tmp_path / "c.json").write_text('{"scores": {"TIFA": 0.5}}', encoding="utf-8")
+    with pytest.raises(BadInput, match=r"c\.json: lacks scores of each picture"):
+        compare_systems(tmp_path / "a.json", tmp_path / "c.json")
 
 
 def test_the_report_by_command(run: Run, tmp_path: Path) -> None:
