@@ -27,10 +27,12 @@ def save_checkpoint(
     optimizer: torch.optim.AdamW,
     identity: Mapping[str, Any],
     log: list[dict[str, float]],
+    kept: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
 ) -> None:
     """Write one file, atomically: the old checkpoint stands until the new one is whole.
 
-    Raises RunFailed where it cannot be written.
+    `kept` holds further values of the parameters, such as their average, by what they are. Raises RunFailed where it
+    cannot be written.
     """
     tensors = {f"parameter/{n}": p.detach().cpu() for n, p in parameters.items()}
     for n, p in parameters.items():

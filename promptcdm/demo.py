@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from promptcdm.progress import generation_bar, training_bar
 from promptcdm.question_rules import generate_questions
 from promptcdm.questions import Question, Text, questions_json
 from promptcdm.report import write_report
+from promptcdm.settings import same_settings
 from promptcdm.shipped import shipped
 from promptcdm.source import Source
 from promptcdm.store import AdapterStore
@@ -174,7 +175,7 @@ class _Demo:
             return False
         record = self.store.record(source.name)
         return (
-            record.settings == asdict(self.plan.training)
+            same_settings(record.settings, self.plan.training)
             and record.source_digest == source.manifest().merkle_root
             and record.backbone.digest == self.backbone.digest
         )

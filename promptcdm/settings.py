@@ -6,7 +6,8 @@ Standard library only, so that `promptcdm --help` imports no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["lora", "prompt", "lora+prompt"]
@@ -15,6 +16,7 @@ RouterName = Literal["uniform", "prior", "prompt", "posterior", "regional"]
 DrawName = Literal["", "once", "step"]
 BranchName = Literal["recorded", "backbone", "adapter"]
 ExportFormat = Literal["kohya", "diffusers", "peft"]
+RateSchedule = Literal["cosine", "linear", "constant"]
 SchedulerName = Literal["default", "ddim", "ddpm", "dpm++", "unipc", "euler", "lcm"]
 
 
@@ -46,11 +48,28 @@ class TrainSettings:
         "attention", "attention (to_q, to_k, to_v, to_out.0) or wide (feed-forward and proj too)"
     )
     prompt_tokens: int = _setting(4, "learned token embeddings of a soft prompt")
-    learning_rate: float = _setting(
-        1e-3, "AdamW learning rate, after a warm-up of 5 % of the steps, cosine to 0"
+    learning_rate: float = _setting(1e-3, "AdamW learning rate; ten times as much for a soft prompt")
+    lr_scheduler: RateSchedule = _setting(
+        "cosine", "cosine or linear, both to 0 at the last step, or constant"
+    )
+    lr_warmup: float = _setting(0.05, "share of the steps in which the learning rate rises to its full value")
+    gradient_accumulation: int = _setting(
+        1, "batches a step, one after another: the memory of one, the gradient of all"
+    )
+    gradient_checkpointing: bool = _setting(
+        False, "compute activations again instead of keeping them: less memory, a third more work"
+    )
+    ema_decay: float = _setting(
+        0.0, "keep a running average of the adapter, and write that; 0.99 or so, 0 is off"
     )
     min_snr: float = _setting(5.0, "min-SNR weighting (Hang et al. 2023), gamma; 0 is off")
+    noise_offset: float = _setting(
+        0.0, "a share of noise that is one value a channel, for darker and lighter pictures; 0.05 or so"
+    )
     resolution: int = _setting(0, "training resolution in pixels; 0 is the backbone's own")
+    buckets: bool = _setting(
+        False, "train in sizes near each picture's aspect, a batch of one size, instead of square crops"
+    )
     unconditional: Unconditional = _setting(
         "backbone",
         "unconditional branch at inference: the bare backbone, or the adapter trained with caption dropout",
@@ -65,12 +84,23 @@ class TrainSettings:
     mixed_precision: str = _setting(
         "bf16", "bf16 or no: what the frozen UNet computes in; the adapter stays fp32"
     )
+    held_out: float = _setting(
+        0.0, "share of the pictures that is not trained on and measured by the same noise each time"
+    )
+    held_out_every: int = _setting(50, "steps between measurements on the pictures held out")
+    patience: int = _setting(
+        0, "stop after so many measurements without a lower loss, and keep the best weights; 0 never stops"
+    )
     checkpoint_every: int = _setting(100, "steps between resumable checkpoints")
     seed: int = _setting(0, "seed of everything random in training")
     slices: int = _setting(
-        1,
-        "train so many slices, each --steps long: forgetting a picture trains one of them again",
+        1, "train so many slices, each --steps long: forgetting a picture trains one of them again"
     )
+
+
+def same_settings(recorded: Mapping[str, object], settings: TrainSettings) -> bool:
+    """Whether a record is of these settings; one that did not exist when it was written had its default."""
+    return {**asdict(TrainSettings()), **recorded} == asdict(settings)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ prototypes   (M, D)       unit-norm centres of its captions' embeddings
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,6 +31,21 @@ def latent_statistics(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     noise = F.adaptive_avg_pool2d(std.float().square(), GRID).mean(0) / cells
     variance = pooled.var(0, unbiased=False) + noise
     return pooled.mean(0), variance.clamp(min=VARIANCE_FLOOR * float(variance.mean()) + 1e-8)
+
+
+def on_grid(sizes: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Latents (I_b, C, h_b, w_b), mean and std, of several sizes as ones of (I, C, G, G) with the same statistics.
+
+    One size alone is itself.
+    """
+    if len(sizes) == 1:
+        return sizes[0]
+    means, stds = [], []
+    for mean, std in sizes:
+        cells = max(1.0, mean.shape[-1] * mean.shape[-2] / GRID**2)
+        means.append(F.adaptive_avg_pool2d(mean.float(), GRID))
+        stds.append((F.adaptive_avg_pool2d(std.float().square(), GRID) / cells).sqrt())
+    return torch.cat(means), torch.cat(stds)
 
 
 def latent_covariance(mean: Tensor, std: Tensor, rank: int = RANK) -> tuple[Tensor, Tensor, Tensor | None]:

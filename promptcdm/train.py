@@ -5,51 +5,40 @@
 `train_adapter` is handed one source and a backbone: no store and no other source, so it cannot see one. What it returns
 is a function of the backbone's digest, the source's digest, the settings and the library versions: every random number
 is keyed by (seed, source digest, step), so neither resuming nor anything else in the process changes a bit on a CPU.
-
-    moments         mean and std of the VAE's posterior, (I, C, h, w), computed once
-    prompt_embeds   (I, L, D), once a caption; a soft prompt is encoded anew at every step
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from promptcdm import lora
 from promptcdm.adapter import Adapter, AdapterRecord, BackboneRecord, Statistics, adapter_digest
 from promptcdm.backbone import Backbone
+from promptcdm.batch import Batch, draw_batch, weighted_errors
 from promptcdm.checkpoint import load_checkpoint, save_checkpoint
 from promptcdm.device_class import device_class
+from promptcdm.encoded_source import EncodedSource, encode_captions, encode_source
 from promptcdm.errors import BadInput, RunFailed
-from promptcdm.prompt import PromptEmbeds
-from promptcdm.settings import Kind, TrainSettings, Unconditional
+from promptcdm.held_out import best_so_far, held_out_batches, held_out_loss
+from promptcdm.learning_rate import rate_share
+from promptcdm.settings import Kind, RateSchedule, TrainSettings, Unconditional
 from promptcdm.source import Source
-from promptcdm.statistics import caption_prototypes, latent_covariance
+from promptcdm.statistics import caption_prototypes, latent_covariance, on_grid
+from promptcdm.weight_average import copies, put, standing_in, update_average
 
 OnStep = Callable[[int, float], None]
+Parameters = dict[str, nn.Parameter]
 LORA_NAME = "adapter_in_training"
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The source as numbers."""
-
-    mean: Tensor  # (V, I, C, h, w), V = 1, or 2 with mirrored pictures
-    std: Tensor  # (V, I, C, h, w)
-    captions: tuple[str, ...]  # with the trigger in front
-    turns: Tensor  # (sum of repeats,) items, each as often as its folder asks for
-    embeds: Tensor  # (I + 1, L, D); the last is the empty caption
-    pooled: Tensor | None  # (I + 1, D2)
-    time_ids: Tensor | None  # (6,), SDXL
 
 
 def train_adapter(
@@ -63,20 +52,19 @@ def train_adapter(
     """Train `source` and return its adapter; `on_step(step, loss)` is called after every step.
 
     With `checkpoint`, a folder, training goes on from there after an interruption. Raises BadInput for settings out of
-    range and RunFailed where the loss is not finite. The backbone is left as it was, bit for bit.
+    range and RunFailed where the loss is not finite or the device's memory is too small. The backbone is left as it
+    was, bit for bit.
     """
-    _check(settings)
+    check_settings(settings)
     manifest = source.manifest()
     trigger = settings.trigger or source.trigger
     with backbone.lock:
-        data = _encode(source, backbone, settings, trigger)
-        try:
-            parameters = _new_parameters(backbone, settings, manifest.merkle_root)
-            log = _optimize(parameters, data, backbone, settings, manifest.merkle_root, checkpoint, on_step)
+        data = encode_source(source, backbone, settings, trigger)
+        with trainable(backbone, settings, manifest.merkle_root) as parameters:
+            run = _Run(parameters, data, backbone, settings, manifest.merkle_root)
+            log = _optimize(run, checkpoint, on_step)
             weights = lora.read_out(backbone.unet, LORA_NAME)
-        finally:
-            lora.remove(backbone.unet, LORA_NAME)
-    prompt = {n: p.detach().float().cpu() for n, p in _soft_prompt(parameters).items()}
+    prompt = {n: p.detach().float().cpu() for n, p in soft_prompt(parameters).items()}
     statistics = _statistics(source, backbone, data)
     record = AdapterRecord(
         source=source.name,
@@ -100,72 +88,44 @@ def train_adapter(
     return Adapter(source.name, weights, prompt, statistics, record, manifest, tuple(log))
 
 
-def _check(settings: TrainSettings) -> None:
+def check_settings(settings: TrainSettings) -> None:
+    """Raise BadInput for a setting that is out of range."""
     if settings.slices != 1:
         raise BadInput(f"slices is {settings.slices}; train_source trains slices, train_adapter one whole")
-    for name in ("steps", "batch_size", "rank", "prompt_tokens", "checkpoint_every"):
+    for name in (
+        "steps",
+        "batch_size",
+        "rank",
+        "prompt_tokens",
+        "gradient_accumulation",
+        "held_out_every",
+        "checkpoint_every",
+    ):
         if getattr(settings, name) < 1:
             raise BadInput(f"{name} is {getattr(settings, name)}; it takes 1 or more")
-    if settings.kind not in get_args(Kind):
-        raise BadInput(f"kind {settings.kind!r} is unknown; accepted: {', '.join(get_args(Kind))}")
-    if settings.targets not in ("attention", "wide"):
-        raise BadInput(f"targets {settings.targets!r} is unknown; accepted: attention, wide")
-    if settings.unconditional not in get_args(Unconditional):
-        accepted = ", ".join(get_args(Unconditional))
-        raise BadInput(f"unconditional {settings.unconditional!r} is unknown; accepted: {accepted}")
+    names: dict[str, tuple[str, ...]] = {
+        "kind": get_args(Kind),
+        "targets": ("attention", "wide"),
+        "unconditional": get_args(Unconditional),
+        "lr_scheduler": get_args(RateSchedule),
+        "mixed_precision": ("bf16", "no"),
+    }
+    for name, accepted in names.items():
+        if getattr(settings, name) not in accepted:
+            raise BadInput(f"{name} {getattr(settings, name)!r} is unknown; accepted: {', '.join(accepted)}")
     if not 0 < settings.learning_rate < 1:
         raise BadInput(f"learning_rate is {settings.learning_rate}; it takes a number between 0 and 1")
-    if not 0 <= settings.caption_dropout < 1:
-        raise BadInput(f"caption_dropout is {settings.caption_dropout}; it takes 0 up to, not including, 1")
-
-
-def _encode(source: Source, backbone: Backbone, settings: TrainSettings, trigger: str) -> _Data:
-    side = settings.resolution or backbone.resolution
-    if side % backbone.pipe.vae_scale_factor:
-        raise BadInput(f"resolution is {side}; it takes a multiple of {backbone.pipe.vae_scale_factor}")
-    means: list[list[Tensor]] = [[], []]
-    stds: list[list[Tensor]] = [[], []]
-    views = 2 if settings.flip else 1
-    for start in range(0, len(source.items), 32):
-        pictures = [_fit(source.picture(i), side) for i in range(start, min(start + 32, len(source.items)))]
-        for view in range(views):
-            mean, std = backbone.encode_images([ImageOps.mirror(p) for p in pictures] if view else pictures)
-            means[view].append(mean)
-            stds[view].append(std)
-    captions = tuple(f"{trigger} {item.caption}".strip() for item in source.items)
-    unique = sorted(set(captions))
-    with torch.no_grad():
-        parts = [*_encode_captions(unique, backbone), backbone.encode_negative("", 1)]
-    place = torch.tensor([*(unique.index(c) for c in captions), len(unique)])
-    pooled = (
-        torch.cat([p.pooled for p in parts if p.pooled is not None]) if parts[0].pooled is not None else None
-    )
-    return _Data(
-        torch.stack([torch.cat(view) for view in means[:views]]),
-        torch.stack([torch.cat(view) for view in stds[:views]]),
-        captions,
-        turns(source),
-        torch.cat([p.embeds for p in parts])[place.to(backbone.device)],
-        None if pooled is None else pooled[place.to(backbone.device)],
-        None if pooled is None else torch.tensor([side, side, 0, 0, side, side], device=backbone.device),
-    )
-
-
-def turns(source: Source) -> Tensor:
-    """Items as training draws them, (sum of repeats,): each as often as kohya's folder name asks for, else once.
-
-    The name is part of the file's, so the manifest's digest knows of it.
-    """
-    return torch.tensor([i for i, item in enumerate(source.items) for _ in range(item.repeats)])
-
-
-def _encode_captions(captions: list[str], backbone: Backbone) -> list[PromptEmbeds]:
-    """Embeddings of the captions in their order, 64 at a time."""
-    return [backbone.encode_prompts(captions[i : i + 64]) for i in range(0, len(captions), 64)]
-
-
-def _fit(picture: Image.Image, side: int) -> Image.Image:
-    return ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
+    for name in ("caption_dropout", "ema_decay", "held_out"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise BadInput(f"{name} is {getattr(settings, name)}; it takes 0 up to, not including, 1")
+    for name in ("lr_warmup", "noise_offset"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise BadInput(f"{name} is {getattr(settings, name)}; it takes 0 to 1")
+    if settings.patience < 0 or (settings.patience and not settings.held_out):
+        raise BadInput(
+            f"patience is {settings.patience} with held_out {settings.held_out}; it takes 0 or more measurements, "
+            "and pictures held out to measure on, such as held_out=0.1"
+        )
 
 
 def _generator(settings: TrainSettings, source_digest: str, step: int) -> torch.Generator:
@@ -174,12 +134,30 @@ def _generator(settings: TrainSettings, source_digest: str, step: int) -> torch.
     return torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
 
 
-def _new_parameters(
-    backbone: Backbone, settings: TrainSettings, source_digest: str
-) -> dict[str, nn.Parameter]:
+@contextmanager
+def trainable(backbone: Backbone, settings: TrainSettings, source_digest: str) -> Iterator[Parameters]:
+    """The new adapter's parameters, acting in the backbone until the block ends. The caller holds the UNet's lock."""
+    unet = backbone.unet
+    again = settings.gradient_checkpointing and not unet.is_gradient_checkpointing
+    try:
+        if again:
+            unet.enable_gradient_checkpointing()
+        yield _new_parameters(backbone, settings, source_digest)
+    except torch.cuda.OutOfMemoryError as error:
+        raise RunFailed(
+            f"the memory of {backbone.device} is too small for this training; give a smaller batch_size (with "
+            "gradient_accumulation the batch stays as large), a lower resolution, or gradient_checkpointing"
+        ) from error
+    finally:
+        lora.remove(unet, LORA_NAME)
+        if again:
+            unet.disable_gradient_checkpointing()
+
+
+def _new_parameters(backbone: Backbone, settings: TrainSettings, source_digest: str) -> Parameters:
     """Fresh fp32 parameters by name: `lora.<module>.<part>` in the UNet, `prompt.<text encoder>` beside it."""
     generator = _generator(settings, source_digest, -1)
-    parameters: dict[str, nn.Parameter] = {}
+    parameters: Parameters = {}
     if "prompt" in settings.kind:
         for name in ("text_encoder", "text_encoder_2"):
             encoder = getattr(backbone.pipe, name, None)
@@ -202,122 +180,138 @@ def _new_parameters(
     return parameters
 
 
-def _soft_prompt(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+def soft_prompt(parameters: Mapping[str, nn.Parameter]) -> Parameters:
     """The learned tokens by text encoder; {} where only a LoRA is trained."""
     return {n.removeprefix("prompt."): p for n, p in parameters.items() if n.startswith("prompt.")}
 
 
-def _optimize(
-    parameters: dict[str, nn.Parameter],
-    data: _Data,
-    backbone: Backbone,
-    settings: TrainSettings,
-    source_digest: str,
-    checkpoint: Path | None,
-    on_step: OnStep | None,
-) -> list[dict[str, float]]:
+@dataclass(frozen=True)
+class _Run:
+    """What does not change while one source is trained, and the parameters, whose values do."""
+
+    parameters: Parameters
+    data: EncodedSource
+    backbone: Backbone
+    settings: TrainSettings
+    source_digest: str
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must be of."""
+        return {
+            "backbone": self.backbone.digest,
+            "source": self.source_digest,
+            "settings": asdict(self.settings),
+        }
+
+
+def _optimize(run: _Run, checkpoint: Path | None, on_step: OnStep | None) -> list[dict[str, float]]:
+    """Take all steps, or stop early, and leave the parameters as the adapter is to have them."""
+    parameters, settings = run.parameters, run.settings
+    optimizer = _new_optimizer(parameters, settings)
+    average = copies(parameters) if settings.ema_decay else {}
+    best = copies(parameters) if settings.patience else {}
+    kept = {"average": average, "best": best}
+    step, log = 0, list[dict[str, float]]()
+    if checkpoint:
+        step, log = load_checkpoint(checkpoint, parameters, optimizer, run.identity(), kept)
+    measured = held_out_batches(run.data, run.backbone, settings, run.source_digest)
+    while step < settings.steps and not _is_enough(log, settings):
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * rate_share(step, settings)
+        loss = _add_gradients(run, step)
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        update_average(average, parameters, step, settings.ema_decay)
+        log.append({"step": step, "loss": round(loss, 6)})
+        last = step == settings.steps
+        if measured and (step % settings.held_out_every == 0 or last):
+            _measure(run, measured, log, average, best)
+        if checkpoint and (step % settings.checkpoint_every == 0 or last):
+            save_checkpoint(checkpoint, step, parameters, optimizer, run.identity(), log, kept)
+        if on_step:
+            on_step(step, loss)
+    put(parameters, best if best and best_so_far(log)[0] else average or parameters)
+    return log
+
+
+def _new_optimizer(parameters: Parameters, settings: TrainSettings) -> torch.optim.AdamW:
     rates = {
         "lora": settings.learning_rate,
         "prompt": 10 * settings.learning_rate,
     }  # embeddings move in larger steps
     groups = [{"params": [p], "rate": rates[n.partition(".")[0]], "lr": 0.0} for n, p in parameters.items()]
-    optimizer = torch.optim.AdamW(groups, weight_decay=1e-2)
-    identity = {"backbone": backbone.digest, "source": source_digest, "settings": asdict(settings)}
-    step, log = load_checkpoint(checkpoint, parameters, optimizer, identity) if checkpoint else (0, [])
-    while step < settings.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * _schedule(step, settings.steps)
-        loss = _loss(parameters, data, backbone, settings, _generator(settings, source_digest, step))
-        if not loss.isfinite():
-            raise RunFailed(
-                f"the loss at step {step} is {loss.item()}; use a lower learning_rate or dtype float32"
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        log.append({"step": step, "loss": round(loss.item(), 6)})
-        if checkpoint and (step % settings.checkpoint_every == 0 or step == settings.steps):
-            save_checkpoint(checkpoint, step, parameters, optimizer, identity, log)
-        if on_step:
-            on_step(step, loss.item())
-    return log
+    return torch.optim.AdamW(groups, weight_decay=1e-2)
 
 
-def _schedule(step: int, steps: int) -> float:
-    """Warm-up over 5 % of the steps, then a cosine to zero."""
-    warm_up = max(1, steps // 20)
-    return min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)))
+def _is_enough(log: list[dict[str, float]], settings: TrainSettings) -> bool:
+    return 0 < settings.patience <= best_so_far(log)[1]
 
 
-def _loss(
-    parameters: dict[str, nn.Parameter],
-    data: _Data,
+def _measure(
+    run: _Run,
+    batches: list[Batch],
+    log: list[dict[str, float]],
+    average: Mapping[str, Tensor],
+    best: Mapping[str, Tensor],
+) -> None:
+    """Note the held-out loss in the log's last row; the best weights so far are copied into `best`."""
+    with standing_in(run.parameters, average):
+        soft = soft_prompt(run.parameters)
+        log[-1]["held_out"] = held_out_loss(soft, batches, run.data, run.backbone, run.settings)
+        if best_so_far(log)[1] == 0:
+            for name, value in best.items():
+                value.copy_(run.parameters[name].detach())
+
+
+def _add_gradients(run: _Run, step: int) -> float:
+    """Draw one step's rows and leave their mean error's gradient in the parameters; that mean. Raises RunFailed."""
+    size, parts = run.settings.batch_size, run.settings.gradient_accumulation
+    generator = _generator(run.settings, run.source_digest, step)
+    return add_gradients(
+        run.parameters,
+        draw_batch(run.data, run.backbone, run.settings, size * parts, generator),
+        run.data,
+        run.backbone,
+        run.settings,
+        step,
+    )
+
+
+def add_gradients(
+    parameters: Parameters,
+    batch: Batch,
+    data: EncodedSource,
     backbone: Backbone,
     settings: TrainSettings,
-    generator: torch.Generator,
-) -> Tensor:
-    """One batch's min-SNR weighted squared error, in eps or v as the backbone predicts."""
-    items = data.turns[torch.randint(len(data.turns), (settings.batch_size,), generator=generator)]
-    views = torch.randint(data.mean.shape[0], (settings.batch_size,), generator=generator)
-    t = torch.randint(len(backbone.alphas_cumprod), (settings.batch_size,), generator=generator)
-    mean, std = data.mean[views, items], data.std[views, items]
-    x_0 = (
-        mean + std * torch.randn(mean.shape, generator=generator)
-    ) * backbone.pipe.vae.config.scaling_factor
-    noise = torch.randn(x_0.shape, generator=generator)
-    drop = torch.rand(settings.batch_size, generator=generator) < settings.caption_dropout
-    if settings.unconditional == "backbone":
-        drop[:] = False  # the bare backbone answers for the empty caption
-    abar = backbone.alphas_cumprod[t].view(-1, 1, 1, 1)
-    x_t = abar.sqrt() * x_0 + (1 - abar).sqrt() * noise
-    epsilon = backbone.prediction_type == "epsilon"
-    target = noise if epsilon else abar.sqrt() * noise - (1 - abar).sqrt() * x_0
-    embeds, added = _conditioning(parameters, data, backbone, items, drop)
-    device = backbone.device
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision == "bf16")
-    with autocast:
-        sample = x_t.to(device) if settings.mixed_precision == "bf16" else x_t.to(device, backbone.dtype)
-        predicted = backbone.unet(sample, t.to(device), embeds, added_cond_kwargs=added, return_dict=False)[0]
-    difference: Tensor = predicted.float().cpu() - target
-    error = difference.square().mean((1, 2, 3))
-    # Both predictions weigh the error of x_0: eps by SNR, v by SNR + 1. Beyond min_snr that is held, so that the many
-    # nearly clean steps do not drown the noisy ones, where the caption decides what is drawn.
-    snr = (abar / (1 - abar)).flatten()
-    weight_of_x_0 = snr if epsilon else snr + 1
-    held = weight_of_x_0.clamp(max=settings.min_snr) if settings.min_snr > 0 else weight_of_x_0
-    return (error * held / weight_of_x_0).mean()
+    step: int,
+) -> float:
+    """Run a batch in parts of `batch_size` rows, and leave the mean error's gradient in the parameters.
 
-
-def _conditioning(
-    parameters: dict[str, nn.Parameter], data: _Data, backbone: Backbone, items: Tensor, drop: Tensor
-) -> tuple[Tensor, dict[str, Tensor] | None]:
-    place = torch.where(drop, len(data.captions), items).to(backbone.device)
-    embeds, pooled = data.embeds[place], None if data.pooled is None else data.pooled[place]
-    soft = _soft_prompt(parameters)
-    if soft:
-        encoded = backbone.encode_prompts([data.captions[int(i)] for i in items], soft)
-        kept = ~drop.to(backbone.device)
-        embeds = torch.where(kept[:, None, None], encoded.embeds, embeds)
-        pooled = (
-            None
-            if pooled is None or encoded.pooled is None
-            else torch.where(kept[:, None], encoded.pooled, pooled)
-        )
-    embeds = embeds.to(backbone.dtype)
-    if pooled is None or data.time_ids is None:
-        return embeds, None
-    time_ids = data.time_ids.to(backbone.dtype).expand(len(items), -1)
-    return embeds, {"text_embeds": pooled.to(backbone.dtype), "time_ids": time_ids}
+    Returns the mean. Raises RunFailed where it is not finite.
+    """
+    size, loss = settings.batch_size, 0.0
+    parts = len(batch.t) // size
+    for n in range(parts):
+        part = batch.part(slice(n * size, (n + 1) * size))
+        error = weighted_errors(soft_prompt(parameters), part, data, backbone, settings).mean() / parts
+        if not error.isfinite():
+            raise RunFailed(
+                f"the loss at step {step} is {error.item()}; use a lower learning_rate or dtype float32"
+            )
+        error.backward()  # type: ignore[no-untyped-call]
+        loss += error.item()
+    return loss
 
 
 @torch.no_grad()
-def _statistics(source: Source, backbone: Backbone, data: _Data) -> Statistics:
+def _statistics(source: Source, backbone: Backbone, data: EncodedSource) -> Statistics:
     """What the router may know of this source, from its own pictures and captions (without the trigger)."""
     captions = sorted({item.caption for item in source.items})
-    means = [part.mean.float().cpu() for part in _encode_captions(captions, backbone)]
+    means = [part.mean.float().cpu() for part in encode_captions(captions, backbone)]
     prototypes, share = caption_prototypes(torch.cat(means))
     scale = backbone.pipe.vae.config.scaling_factor
-    latent_mean, latent_var, factor = latent_covariance(data.mean[0] * scale, data.std[0] * scale)
+    mean, std = on_grid([(b.mean[0] * scale, b.std[0] * scale) for b in data.buckets])
+    latent_mean, latent_var, factor = latent_covariance(mean, std)
     return Statistics(len(source.items), latent_mean, latent_var, prototypes, share, factor)

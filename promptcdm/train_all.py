@@ -10,14 +10,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from promptcdm.adapter import Adapter
 from promptcdm.backbone import Backbone
 from promptcdm.errors import AdapterMismatch, BadInput, PromptCDMError, UnknownSource
-from promptcdm.settings import TrainSettings
+from promptcdm.settings import TrainSettings, same_settings
 from promptcdm.source import Source
 from promptcdm.store import AdapterStore
 from promptcdm.train import OnStep
@@ -130,7 +130,7 @@ def _standing(
     same = (
         record.source_digest == source.manifest().merkle_root
         and record.backbone.digest == backbone.digest
-        and record.settings == asdict(settings)
+        and same_settings(record.settings, settings)
     )
     if same:
         return record.sha256

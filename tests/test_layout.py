@@ -39,6 +39,9 @@ LAYERS = [
         "cached_forward",
         "device_class",
         "intervals",
+        "buckets",
+        "learning_rate",
+        "weight_average",
     }
     | {"feature_pair", "jackknife", "tower", "colours"},
     {"draw", "regional"}
@@ -89,8 +92,9 @@ LAYERS = [
     {"erased"},
     {"store", "backbone"} | {"fidelity_figures", "question_files", "evaluation_run", "question_making"},
     {"source_view", "picture_view", "run_comparison", "clipscore"},
-    {"route", "source_text", "evaluation_report"},
-    {"terms"},
+    {"route", "source_text", "evaluation_report", "encoded_source"},
+    {"terms", "batch"},
+    {"held_out"},
     {"composed_unet", "train", "forget", "export", "reference"},
     {"train_slices"},
     {"retrain"},

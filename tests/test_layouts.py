@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from promptcdm.encoded_source import turns
 from promptcdm.errors import BadSource
 from promptcdm.source import Source
-from promptcdm.train import turns
 
 ROWS = {"a": ("red", "a red square"), "b": ("blue", "a blue square, plain")}
 

@@ -1,0 +1,152 @@
+"""A source as numbers: its pictures as VAE moments, each caption's embedding, both computed once and kept in memory.
+
+    I     pictures              V     views: 1, or 2 with mirrored pictures
+    U     different captions    I_b   pictures of one bucket, that is, of one size
+
+Cropped and mirrored before they are encoded. The moments, not a sample, so that the posterior's noise is drawn anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from promptcdm.backbone import Backbone
+from promptcdm.buckets import Size, bucket_sizes, grouped
+from promptcdm.errors import BadInput
+from promptcdm.prompt import PromptEmbeds
+from promptcdm.settings import TrainSettings
+from promptcdm.source import Source
+
+_AT_ONCE = 32  # pictures in memory before they are encoded
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Pictures of one size."""
+
+    size: Size
+    items: Tensor  # (I_b,) their numbers in the source
+    mean: Tensor  # (V, I_b, C, h, w)
+    std: Tensor  # (V, I_b, C, h, w)
+    turns: Tensor  # rows that training draws from, each as often as its folder asks for
+    held_out: Tensor  # rows that it does not
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """What training reads of a source."""
+
+    buckets: tuple[Bucket, ...]  # in the order of sizes
+    captions: tuple[str, ...]  # of each picture, with the trigger in front
+    embeds: Tensor  # (U + 1, L, D); the last is the empty caption
+    pooled: Tensor | None  # (U + 1, D2), SDXL
+    caption_of: Tensor  # (I + 1,) rows of `embeds`; the last is the empty caption
+
+
+def encode_source(
+    source: Source,
+    backbone: Backbone,
+    settings: TrainSettings,
+    trigger: str,
+    only: Sequence[int] | None = None,
+) -> EncodedSource:
+    """Encode the pictures, or `only` those of these numbers, and every caption. Raises BadInput for the resolution."""
+    out = held_out_items(source, settings)
+    chosen = range(len(source.items)) if only is None else only
+    buckets = tuple(
+        _bucket(source, backbone, settings, size, [i for i in items if i in chosen], out)
+        for size, items in picture_sizes(source, backbone, settings).items()
+        if any(i in chosen for i in items)
+    )
+    captions = tuple(f"{trigger} {item.caption}".strip() for item in source.items)
+    unique = sorted({captions[i] for i in chosen})
+    with torch.no_grad():
+        parts = [*encode_captions(unique, backbone), backbone.encode_negative("", 1)]
+    row = {caption: n for n, caption in enumerate(unique)}
+    pooled = [p.pooled for p in parts if p.pooled is not None]
+    return EncodedSource(
+        buckets,
+        captions,
+        torch.cat([p.embeds for p in parts]),
+        torch.cat(pooled) if pooled else None,
+        torch.tensor([*(row.get(c, -1) for c in captions), len(unique)], device=backbone.device),
+    )
+
+
+def picture_sizes(source: Source, backbone: Backbone, settings: TrainSettings) -> dict[Size, list[int]]:
+    """Numbers of the pictures that are trained in each size; one square without buckets. Raises BadInput."""
+    side, factor = settings.resolution or backbone.resolution, int(backbone.pipe.vae_scale_factor)
+    if not settings.buckets:
+        if side % factor:
+            raise BadInput(f"resolution is {side}; it takes a multiple of {factor}")
+        return {Size(side, side): list(range(len(source.items)))}
+    halvings = len(backbone.unet.config.block_out_channels) - 1
+    sizes = bucket_sizes(side, factor * 2**halvings)
+    return grouped(((item.width, item.height) for item in source.items), sizes)
+
+
+def held_out_items(source: Source, settings: TrainSettings) -> frozenset[int]:
+    """Numbers of the pictures that are not trained on, drawn by the seed and each one's own pixels.
+
+    Copies go together, or the measurement would be on pictures that were trained on. None where the share is less than
+    one picture.
+    """
+
+    def key(pixels: str) -> bytes:
+        return hashlib.sha256(f"{settings.seed} held out {pixels}".encode()).digest()
+
+    looks = sorted({item.pixels_sha256 for item in source.items}, key=key)
+    taken = set(looks[: int(settings.held_out * len(looks))])
+    return frozenset(i for i, item in enumerate(source.items) if item.pixels_sha256 in taken)
+
+
+def turns(source: Source) -> Tensor:
+    """Items as training draws them, (sum of repeats,): each as often as kohya's folder name asks for, else once.
+
+    The name is part of the file's, so the manifest's digest knows of it.
+    """
+    return torch.tensor([i for i, item in enumerate(source.items) for _ in range(item.repeats)])
+
+
+def encode_captions(captions: Sequence[str], backbone: Backbone) -> list[PromptEmbeds]:
+    """Embeddings of the captions in their order, 64 at a time."""
+    return [backbone.encode_prompts(captions[i : i + 64]) for i in range(0, len(captions), 64)]
+
+
+def _bucket(
+    source: Source,
+    backbone: Backbone,
+    settings: TrainSettings,
+    size: Size,
+    items: list[int],
+    out: frozenset[int],
+) -> Bucket:
+    views = 2 if settings.flip else 1
+    means: list[list[Tensor]] = [[] for _ in range(views)]
+    stds: list[list[Tensor]] = [[] for _ in range(views)]
+    for start in range(0, len(items), _AT_ONCE):
+        pictures = [_fit(source.picture(i), size) for i in items[start : start + _AT_ONCE]]
+        for view in range(views):
+            mean, std = backbone.encode_images([ImageOps.mirror(p) for p in pictures] if view else pictures)
+            means[view].append(mean)
+            stds[view].append(std)
+    row = {item: n for n, item in enumerate(items)}
+    drawn = [row[i] for i in turns(source).tolist() if i in row and i not in out]
+    return Bucket(
+        size,
+        torch.tensor(items),
+        torch.stack([torch.cat(view) for view in means]),
+        torch.stack([torch.cat(view) for view in stds]),
+        torch.tensor(drawn, dtype=torch.long),
+        torch.tensor([row[i] for i in items if i in out], dtype=torch.long),
+    )
+
+
+def _fit(picture: Image.Image, size: Size) -> Image.Image:
+    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
