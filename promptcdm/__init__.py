@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from promptcdm.adapter import Adapter as Adapter
     from promptcdm.adapter import load_adapter as load_adapter
     from promptcdm.adapter import save_adapter as save_adapter
+    from promptcdm.attribute import attribute as attribute
     from promptcdm.backbone import Backbone as Backbone
     from promptcdm.composed_unet import ComposedUNet as ComposedUNet
     from promptcdm.errors import PromptCDMError as PromptCDMError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from promptcdm.generate import Generation as Generation
     from promptcdm.generate import generate as generate
     from promptcdm.import_adapter import import_adapter as import_adapter
+    from promptcdm.settings import AttributeSettings as AttributeSettings
     from promptcdm.settings import BackboneSettings as BackboneSettings
     from promptcdm.settings import GenerateSettings as GenerateSettings
     from promptcdm.settings import TrainSettings as TrainSettings
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "adapter",
     "AdapterStore": "store",
+    "AttributeSettings": "settings",
     "Backbone": "backbone",
     "BackboneSettings": "settings",
     "ComposedUNet": "composed_unet",
@@ -45,6 +48,7 @@ _HOMES = {
     "PromptCDMError": "errors",
     "Source": "source",
     "TrainSettings": "settings",
+    "attribute": "attribute",
     "export_adapter": "export",
     "forget": "forget",
     "generate": "generate",

@@ -17,6 +17,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from promptcdm import __version__, cli_compare
+from promptcdm.cli_attribute import attribute, ledger
 from promptcdm.cli_clipscore import clipscore
 from promptcdm.cli_evaluate import evaluate_app
 from promptcdm.cli_export import export
@@ -52,6 +53,8 @@ evaluate_app.command()(clipscore)
 evaluate_app.command()(questions)
 app.command()(export)
 app.command()(preflight)
+app.command()(attribute)
+app.command()(ledger)
 app.command("train-adapter")(train_adapter)
 for of_a_store in (sources, verify, rollback, forget):
     app.command()(of_a_store)

@@ -17,6 +17,7 @@ DrawName = Literal["", "once", "step"]
 BranchName = Literal["recorded", "backbone", "adapter"]
 ExportFormat = Literal["kohya", "diffusers", "peft"]
 RateSchedule = Literal["cosine", "linear", "constant"]
+AttributeMethod = Literal["denoising", "leave-one-out", "statistics", "weights"]
 SchedulerName = Literal["default", "ddim", "ddpm", "dpm++", "unipc", "euler", "lcm"]
 
 
@@ -170,6 +171,23 @@ class FidelitySettings:
     batch_size: int = _setting(32, "pictures that the model reads at once")
     seed: int = _setting(0, "seed of what is drawn: pictures, groups of the intervals, splits")
     device: str = _setting("auto", "auto, cpu, cuda or mps")
+
+
+@dataclass(frozen=True)
+class AttributeSettings:
+    """How a picture is attributed to sources."""
+
+    method: AttributeMethod = _setting(
+        "denoising", "denoising, leave-one-out or statistics; weights reads the record of a generated picture"
+    )
+    noise_levels: int = _setting(8, "noise levels of denoising and leave-one-out, evenly apart in log-SNR")
+    draws: int = _setting(2, "noises a level, the same for every picture")
+    router: RouterName = _setting(
+        "posterior", "router of leave-one-out: uniform, prior, prompt, posterior or regional"
+    )
+    prompt: str = _setting("", "what the pictures show, if it is to be told; none is best where unsure")
+    batch_size: int = _setting(8, "pictures at once")
+    seed: int = _setting(0, "seed of the noises")
 
 
 @dataclass(frozen=True)
