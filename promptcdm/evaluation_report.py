@@ -116,6 +116,7 @@ def render_evaluation(runs: Sequence[Run], settings: ReportSettings = ReportSett
         colours=colours,
         clear=[view.run.name for view in views if view.figure.clears],
         alike=same_questions(runs),
+        prompts=len({caption or id for id, caption in runs[0].facts["prompts"].items()}),
         pairs=pairs,
         reach=_reach(pairs),
         types=_types(runs, letters),

@@ -22,6 +22,12 @@ _EXTRAS: tuple[str, ...] = (
     *("baselines", "failures", "interval_95", "type_intervals_95", "questions", "scores"),
     *("judge", "judge_version", "seed", "questions_sha256", "pictures", "prompts", "versions"),
 )
+_BESIDE = (
+    ".extras.json",
+    ".clipscore.json",
+    ".made.json",
+    ".questions.json",
+)  # files of a result, and no result
 _AGAIN = "give the same `promptcdm evaluate` command again: what was judged is not judged again"
 
 
@@ -93,9 +99,10 @@ def read_run(path: Path, name: str = "") -> Run:
 def read_runs(given: Sequence[str | Path]) -> list[Run]:
     """Read runs, each FILE or NAME=FILE; a run without a name has its file's, or its folder's where files agree.
 
-    Raises BadInput for a file that is no result, and for two runs of one name.
+    What lies beside a result, such as its extras, is passed over, so that `folder/*.json` can be given. Raises
+    BadInput for a file that is no result, and for two runs of one name.
     """
-    pairs = [_named(str(text)) for text in given]
+    pairs = [_named(str(text)) for text in given if not str(text).endswith(_BESIDE)]
     stems = [path.stem for name, path in pairs if not name]
     names = [name or (path.stem if stems.count(path.stem) == 1 else path.parent.name) for name, path in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -69,6 +69,7 @@ def test_a_run_no_better_than_blind_judges_is_called_that(tmp_path: Path) -> Non
     good = read_run(evaluated(tmp_path / "good.json", range(9)))
     words = Reader(render_evaluation([good, bad])).words
     assert "No run" not in words and "blind" in words and "sees no picture: good ." in words
+    assert "With 9 prompts the intervals are rough" in words
     assert "Every run has its whole interval" in Reader(render_evaluation([good, good])).words
 
 
@@ -243,6 +244,16 @@ def test_runs_move_with_their_pictures(tmp_path: Path) -> None:
     (tmp_path / "here").rename(tmp_path / "there")
     run = read_run(tmp_path / "there" / "run.json")
     assert not any(run.problem(id) for id in run.captions)
+
+
+def test_the_files_beside_a_result_are_passed_over(tmp_path: Path) -> None:
+    evaluated(tmp_path / "a.json", MOST)
+    evaluated(tmp_path / "b.json", MOST)
+    everything = sorted(tmp_path.glob("*.json"))
+    assert len(everything) == 4
+    assert [run.name for run in read_runs(everything)] == ["a", "b"]
+    with pytest.raises(BadInput, match="there is no run; give one result file or more"):
+        evaluation_report([tmp_path / "a.extras.json"], tmp_path / "report.html")
 
 
 def test_runs_are_named_by_file_then_folder(tmp_path: Path) -> None:
