@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from promptcdm.source import Source as Source
     from promptcdm.store import AdapterStore as AdapterStore
     from promptcdm.train import train_adapter as train_adapter
+    from promptcdm.train_slices import train_source as train_source
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,7 @@ _HOMES = {
     "load_adapter": "adapter",
     "save_adapter": "adapter",
     "train_adapter": "train",
+    "train_source": "train_slices",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]

@@ -33,7 +33,7 @@ def preflight(
     trained = {}
     if against is not None:
         adapters = AdapterStore(against)
-        loaded = {name: adapters.load(name).manifest for name in adapters.sources()}
+        loaded = {name: adapters.load(name).manifest for name in adapters.references()}
         trained = {name: manifest for name, manifest in loaded.items() if manifest is not None}
         for name in loaded.keys() - trained.keys():
             typer.echo(f"{name}: an imported adapter, whose pictures nobody knows", err=True)

@@ -39,7 +39,7 @@ def sources(
     from promptcdm.store import AdapterStore
 
     adapters = AdapterStore(store)
-    names = _with_versions(adapters) if versions else adapters.sources()
+    names = adapters.references() if versions else adapters.sources()
     records = {name: adapters.record(name).model_dump(mode="json") for name in names}
     if as_json:
         typer.echo(json.dumps(list(records.values()), indent=2, sort_keys=True, ensure_ascii=False))
@@ -81,7 +81,7 @@ def verify(
     if data is not None or any(value is not None for value in flags.values()):
         raise BadInput("--data and the backbone's flags go with --retrain; digests are checked without them")
     wrong = 0
-    names = _with_versions(adapters) if name is None else [name]
+    names = adapters.references() if name is None else [name]
     for each in names:
         try:
             typer.echo(f"{each}: ok, sha256 {adapters.load(each).sha256}")
@@ -148,15 +148,6 @@ def forget(
         )
     _ask(f"Remove {store / name} and everything derived from it?", name, yes)
     typer.echo(str(remove(name, store=adapters)))
-
-
-def _with_versions(adapters: AdapterStore) -> list[str]:
-    """Every source, and after each its older versions, oldest first."""
-    return [
-        each
-        for name in adapters.sources()
-        for each in (name, *(f"{name}@{version.sha256[:SHORT]}" for version in adapters.versions(name)))
-    ]
 
 
 def _ask(question: str, name: str, yes: bool) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from promptcdm.errors import BadInput, BadSource
 from promptcdm.manifest import Manifest
 from promptcdm.source import Item, Source
+from promptcdm.versions import source_of
 
 NEAR = 6.0
 NEAR_SHARE = 0.25
@@ -56,7 +57,7 @@ def preflight(
     """Check every source and compare each with the others and with what adapters were trained on.
 
     Training opens one source and calls nothing of this. Without a tokenizer captions are not measured. `trained` holds
-    manifests by name; one of the source's own name is left out. Raises BadInput where two sources have one name.
+    manifests by NAME or NAME@DIGEST; a source's own are left out. Raises BadInput where two sources have one name.
     """
     sources: list[Source] = []
     errors: list[str] = []
@@ -147,5 +148,5 @@ def _in_manifests(sources: Sequence[Source], trained: Mapping[str, Manifest]) ->
         for source in sources
         for item in source.items
         for name in trained
-        if name != source.name and (name, item.pixels_sha256) in held
+        if source_of(name) != source.name and (name, item.pixels_sha256) in held
     ]

@@ -70,6 +70,14 @@ class AdapterStore:
         current = _sha256_of(self._folder(name))
         return [version for version in versions_in(self.root, name) if version.sha256 != current]
 
+    def references(self) -> list[str]:
+        """Every source, and after each its older versions as NAME@DIGEST, oldest first."""
+        return [
+            each
+            for name in self.sources()
+            for each in (name, *(f"{name}@{version.sha256[:12]}" for version in self.versions(name)))
+        ]
+
     def record(self, name: str) -> AdapterRecord:
         """The adapter.json of `NAME` or `NAME@DIGEST`, its tensors not verified.
 

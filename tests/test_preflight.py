@@ -118,7 +118,10 @@ def test_a_picture_of_a_trained_adapter_is_found_by_its_manifest_alone(tmp_path:
     new = _source(tmp_path / "new", {"b": _noise(0)})
     (line,) = preflight.preflight([new], trained={"old": old}).errors
     assert line == "new/b.png: the same pixels as a.png, which old was trained on"
-    assert preflight.preflight([new], trained={"new": old}).errors == ()
+    (version,) = preflight.preflight([new], trained={"old@123abc": old}).errors
+    assert version.endswith("which old@123abc was trained on")
+    for own in ("new", "new@123abc"):
+        assert preflight.preflight([new], trained={own: old}).errors == ()
 
 
 def test_training_knows_nothing_of_preflight() -> None:

@@ -157,6 +157,8 @@ def test_a_folder_of_slices_is_read_as_it_was_written(whole: Path, tmp_path: Pat
         "slice-0",
         "slice-2",
     ]
+    card = (whole / "README.md").read_text()
+    assert "in 3 slices" in card and "load_lora_weights" not in card
     assert load_adapter(whole / "slice-2").sha256 == made_slice(2, 3).sha256  # an adapter like any other
     save_adapter(adapter, tmp_path / "again")
     files = {p.relative_to(whole): p.read_bytes() for p in whole.rglob("*") if p.is_file()}

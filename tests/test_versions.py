@@ -37,6 +37,8 @@ def test_what_was_replaced_is_loaded_by_the_first_digits_of_its_digest(store: Ad
     assert store.sources() == ["birds", "cars"]
     assert store.load("birds").sha256 == DIGESTS[2]
     assert _older(store) == DIGESTS[:2]
+    older = [f"birds@{digest[:12]}" for digest in DIGESTS[:2]]
+    assert store.references() == ["birds", *older, "cars"]
     for digest in DIGESTS:  # the current one has a digest too
         for reference in (f"birds@{digest}", f"birds@{digest[:6]}"):
             assert store.load(reference).sha256 == store.record(reference).sha256 == digest
