@@ -529,6 +529,12 @@ def test_the_script_measures_top_1_on_pictures_that_no_source_trained_on(
         right = sum(each["taken_for"][name][name] for name in ("birds", "cars"))
         assert each["top1"] == right / 4
     assert "top-1" in capsys.readouterr().out
+    for method in ("denoising", "leave-one-out"):  # together they were taken from the same rows
+        assert SCRIPT["main"]([*map(str, words), "--methods", method]) == 0
+        alone = json.loads((tmp_path / "result.json").read_text())["methods"][method]
+        assert alone["taken_for"] == result["methods"][method]["taken_for"]
+    assert SCRIPT["main"]([*map(str, words), "--methods", "judge"]) == 2
+    assert "accepted: statistics" in capsys.readouterr().err
 
 
 def test_wilsons_interval_is_the_published_one() -> None:
