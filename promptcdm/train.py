@@ -207,7 +207,7 @@ class _Run:
 def _optimize(run: _Run, checkpoint: Path | None, on_step: OnStep | None) -> list[dict[str, float]]:
     """Take all steps, or stop early, and leave the parameters as the adapter is to have them."""
     parameters, settings = run.parameters, run.settings
-    optimizer = _new_optimizer(parameters, settings)
+    optimizer = new_optimizer(parameters, settings)
     average = copies(parameters) if settings.ema_decay else {}
     best = copies(parameters) if settings.patience else {}
     kept = {"average": average, "best": best}
@@ -236,7 +236,8 @@ def _optimize(run: _Run, checkpoint: Path | None, on_step: OnStep | None) -> lis
     return log
 
 
-def _new_optimizer(parameters: Parameters, settings: TrainSettings) -> torch.optim.AdamW:
+def new_optimizer(parameters: Parameters, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW, each parameter with a group of its own; `rate` is its learning rate before the schedule."""
     rates = {
         "lora": settings.learning_rate,
         "prompt": 10 * settings.learning_rate,

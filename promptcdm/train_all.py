@@ -23,7 +23,8 @@ from promptcdm.store import AdapterStore
 from promptcdm.train import OnStep
 from promptcdm.train_slices import steps_of, train_source
 
-Watch = Callable[[str, int, int], AbstractContextManager[OnStep]]  # source, steps, batch size
+Watch = Callable[[str, int, int], AbstractContextManager[OnStep]]  # source, steps, pictures a step
+OnOpen = Callable[[Source], None]
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,18 @@ def train_all(
     store: AdapterStore,
     replace: bool = False,
     watch: Watch = _unwatched,
+    on_open: OnOpen = lambda source: None,
 ) -> list[Outcome]:
     """Train every folder in `folder` as a source of its own name, in the order of names.
 
-    `watch(source, steps, batch size)` is entered around each and yields its `on_step`. Raises BadInput where there is
-    no folder to train; whatever goes wrong with one source is its outcome.
+    `on_open` is given each source before it is trained. `watch(source, steps, pictures a step)` is entered around each
+    and yields its `on_step`. Raises BadInput where there is no folder to train; whatever goes wrong with one source is
+    its outcome.
     """
-    return [_outcome(place, backbone, settings, store, replace, watch) for place in source_folders(folder)]
+    return [
+        _outcome(place, backbone, settings, store, replace, watch, on_open)
+        for place in source_folders(folder)
+    ]
 
 
 def train_into(
@@ -75,7 +81,8 @@ def train_into(
     store.check_writable()
     partial = store.checkpoint_folder(source.name)
     known = _slices(store, source.name) if settings.slices > 1 else ()
-    with watch(source.name, steps_of(source, settings), settings.batch_size) as on_step:
+    rows = settings.batch_size * settings.gradient_accumulation
+    with watch(source.name, steps_of(source, settings), rows) as on_step:
         adapter = train_source(source, backbone, settings, checkpoint=partial, on_step=on_step, known=known)
     store.add(adapter, replace=replace)
     shutil.rmtree(partial, ignore_errors=True)
@@ -101,7 +108,13 @@ def source_folders(folder: Path) -> list[Path]:
 
 
 def _outcome(
-    place: Path, backbone: Backbone, settings: TrainSettings, store: AdapterStore, replace: bool, watch: Watch
+    place: Path,
+    backbone: Backbone,
+    settings: TrainSettings,
+    store: AdapterStore,
+    replace: bool,
+    watch: Watch,
+    on_open: OnOpen,
 ) -> Outcome:
     start, items = time.monotonic(), 0
     try:
@@ -110,6 +123,7 @@ def _outcome(
         kept = _standing(source, backbone, settings, store, replace)
         if kept:
             return Outcome(source.name, "kept", items, time.monotonic() - start, kept)
+        on_open(source)
         adapter = train_into(store, source, backbone, settings, replace=replace, watch=watch)
     except (PromptCDMError, OSError, RuntimeError) as error:  # out of memory is a RuntimeError of torch's
         reason = " ".join(str(error).split())

@@ -100,7 +100,7 @@ LAYERS = [
     {"composed_unet", "train", "forget", "export", "reference"},
     {"train_slices", "source_errors"},
     {"retrain"},
-    {"generate", "import_adapter", "evaluate", "train_all", "forget_items"} | {"fidelity", "attribute"},
+    {"generate", "import_adapter", "evaluate", "train_all", "forget_items", "train_plan"} | {"fidelity", "attribute"},
     {"timeline", "ledger"},
     {"report"},
     {"demo"},
