@@ -10,8 +10,13 @@ import typer
 
 from promptcdm.config import settle
 from promptcdm.errors import BadInput
-from promptcdm.flags import with_flags
-from promptcdm.settings import FidelitySettings
+from promptcdm.flags import read_names, with_flags
+from promptcdm.settings import BackboneSettings, FidelitySettings, LeakageSettings
+
+FEATURES = (
+    "concept-tower or instance-tower, which ship, for 64 px pictures; inception:FILE, dinov2:FOLDER, clip:FOLDER or "
+    "sscd:FILE, of local weights"
+)
 
 evaluate_app = typer.Typer(help="Score pictures.", rich_markup_mode=None)
 
@@ -23,7 +28,7 @@ def evaluate_fidelity(
     generated: Annotated[Path, typer.Option(help="folder of generated pictures", metavar="FOLDER")],
     features: Annotated[
         str,
-        typer.Option(help="inception:FILE, dinov2:FOLDER or clip:FOLDER, of local weights", metavar="NAME"),
+        typer.Option(help=FEATURES, metavar="NAME"),
     ],
     out: Annotated[Path | None, typer.Option(help="JSON of all figures", metavar="FILE")] = None,
     **flags: Any,
@@ -45,6 +50,62 @@ def evaluate_fidelity(
         typer.echo(line)
     if report.in_both:
         typer.echo(f"{report.in_both} generated files are, byte for byte, real files.")
+
+
+@evaluate_app.command("leakage")
+@with_flags(LeakageSettings, BackboneSettings)
+def evaluate_leakage(
+    sources: Annotated[
+        Path, typer.Option(help="folder with a folder of training pictures for each source", metavar="FOLDER")
+    ],
+    generated: Annotated[
+        Path | None, typer.Option(help="generated pictures, with generate's records", metavar="FOLDER")
+    ] = None,
+    allowed: Annotated[
+        str | None,
+        typer.Option(help="the sources they were made from, where they have no records", metavar="A,B"),
+    ] = None,
+    features: Annotated[str, typer.Option(help=FEATURES, metavar="NAME")] = "instance-tower",
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="folder with a folder of held-out pictures for each source", metavar="FOLDER"),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="adapters whose members are looked for; needs --held-out", metavar="DIR"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON of all figures", metavar="FILE")] = None,
+    **flags: Any,
+) -> None:
+    """Measure what sources give away: copies, pictures near sources that were switched off, membership.
+
+    --generated compares pictures with the training pictures. --store asks whether an adapter betrays what it was
+    trained on, beside an adapter that was overfitted on purpose.
+    """
+    settings, which = settle(LeakageSettings, {}, flags), settle(BackboneSettings, {}, flags)
+    if generated is None and store is None:
+        raise BadInput("nothing to measure: give --generated, or --store with --held-out, or both")
+    if store is not None and held_out is None:
+        raise BadInput("--store needs --held-out: pictures of the same sources that were not trained on")
+
+    from promptcdm.backbone import Backbone
+    from promptcdm.leakage import check_settings, leakage
+    from promptcdm.store import AdapterStore
+
+    check_settings(settings)
+    names = None if allowed is None else read_names(allowed)
+    given: dict[str, Any] = {"generated": generated, "allowed": names, "features": features}
+    if store is not None:
+        backbone = Backbone.load(
+            which.backbone, device=which.device, dtype=which.dtype, variant=which.variant
+        )
+        given |= {"store": AdapterStore(store), "backbone": backbone}
+    report = leakage(sources, **given, held_out=held_out, device=which.device, out=out, settings=settings)
+    for table in report.tables():
+        say_table(table)
+        typer.echo()
+    for line in report.guidance():
+        typer.echo(line)
 
 
 @evaluate_app.command("tifa")

@@ -12,10 +12,14 @@ from PIL import Image
 
 from promptcdm.clip_tower import load_clip
 from promptcdm.dinov2 import load_dinov2
+from promptcdm.embedded_tower import EMBEDDED, load_embedded
 from promptcdm.errors import BadInput
 from promptcdm.inception import load_inception
+from promptcdm.picture_folder import PictureFolder
+from promptcdm.sscd import load_sscd
+from promptcdm.tower import RESIZING, Tower
 
-ACCEPTED = "inception:FILE, dinov2:FOLDER, clip:FOLDER"
+ACCEPTED = f"{', '.join(EMBEDDED)}, inception:FILE, dinov2:FOLDER, clip:FOLDER, sscd:FILE"
 
 
 class Features(Protocol):
@@ -30,7 +34,7 @@ class Features(Protocol):
 
 
 def load_features(name: str, device: str = "cpu") -> Features:
-    """Load features by name. A tower that ships with promptcdm is one more `if`, by a name without a colon.
+    """Load features by name: a tower that ships with promptcdm, or local weights after a colon.
 
     Raises BadInput for a name that is not accepted, and where the weights are missing or of another network.
     """
@@ -41,4 +45,27 @@ def load_features(name: str, device: str = "cpu") -> Features:
         return load_dinov2(Path(path), device)
     if path and kind == "clip":
         return load_clip(Path(path), device)
+    if path and kind == "sscd":
+        return load_sscd(Path(path), device)
+    if name in EMBEDDED:
+        return load_embedded(name, device)
     raise BadInput(f"features {name!r} are not known; accepted are {ACCEPTED}")
+
+
+def read_features(
+    model: Features, folder: PictureFolder, used: Sequence[int], batch_size: int
+) -> NDArray[np.float64]:
+    """Features (N, d) of the pictures of these numbers. Raises BadInput where one cannot be read."""
+    parts = []
+    for start in range(0, len(used), batch_size):
+        pictures = [folder.picture(int(index)) for index in used[start : start + batch_size]]
+        parts.append(np.asarray(model.features(pictures), dtype=np.float64).reshape(len(pictures), -1))
+    return np.concatenate(parts)
+
+
+def feature_facts(model: Features, width: int) -> dict[str, object]:
+    """Name and width, and of a tower its weights and resizing: what figures depend on."""
+    facts: dict[str, object] = {"name": model.name, "width": width}
+    if isinstance(model, Tower):
+        facts |= {"weights_sha256": model.weights_sha256, "pixels": model.size, "resizing": RESIZING}
+    return facts

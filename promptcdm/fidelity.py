@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptcdm.errors import BadInput
-from promptcdm.features import Features, load_features
+from promptcdm.features import Features, feature_facts, load_features, read_features
 from promptcdm.fidelity_figures import Figure, check_counts, compare_features, floor_size, guidance
 from promptcdm.judge import torch_device
 from promptcdm.picture_folder import PictureFolder
 from promptcdm.settings import FidelitySettings
 from promptcdm.tensorfile import write_json
-from promptcdm.tower import RESIZING, Tower
+from promptcdm.tower import Tower
 
 _PACKAGES = (
     "promptcdm",
@@ -130,10 +130,10 @@ def fidelity(
         raise BadInput(f"batch_size is {chosen.batch_size}; give 1 or more")
     device = torch_device(chosen.device)
     model = load_features(features, device) if isinstance(features, str) else features
-    x = _read(model, folders[0], used_real, chosen.batch_size)
-    y = _read(model, folders[1], used_generated, chosen.batch_size)
+    x = read_features(model, folders[0], used_real.tolist(), chosen.batch_size)
+    y = read_features(model, folders[1], used_generated.tolist(), chosen.batch_size)
     report = FidelityReport(
-        features=_facts(model, x.shape[1]),
+        features=feature_facts(model, x.shape[1]),
         figures=compare_features(x, y, neighbours=chosen.neighbours, splits=chosen.splits, seed=chosen.seed),
         labels=_labels(model),
         pictures=n,
@@ -174,16 +174,6 @@ def used_pictures(
     return draw.permutation(real)[:pool], draw.permutation(generated)[:n]
 
 
-def _read(
-    model: Features, folder: PictureFolder, used: NDArray[np.intp], batch_size: int
-) -> NDArray[np.float64]:
-    parts = []
-    for start in range(0, len(used), batch_size):
-        pictures = [folder.picture(int(index)) for index in used[start : start + batch_size]]
-        parts.append(np.asarray(model.features(pictures), dtype=np.float64).reshape(len(pictures), -1))
-    return np.concatenate(parts)
-
-
 def _labels(model: Features) -> dict[str, str]:
     """Published names only for the network that they were published with."""
     published = model.published if isinstance(model, Tower) else ""
@@ -193,13 +183,6 @@ def _labels(model: Features) -> dict[str, str]:
         "cmmd": "CMMD" if published == "CMMD" else f"CMMD({model.name})",
     }
     return names | {name: name for name in ("precision", "recall", "density", "coverage")}
-
-
-def _facts(model: Features, width: int) -> dict[str, object]:
-    facts: dict[str, object] = {"name": model.name, "width": width}
-    if isinstance(model, Tower):
-        facts |= {"weights_sha256": model.weights_sha256, "pixels": model.size, "resizing": RESIZING}
-    return facts
 
 
 def _folder_facts(folder: PictureFolder, used: int) -> dict[str, object]:

@@ -174,6 +174,24 @@ class FidelitySettings:
 
 
 @dataclass(frozen=True)
+class LeakageSettings:
+    """How leakage is measured."""
+
+    noise_levels: int = _setting(
+        10, "noise levels at which denoising errors are taken, evenly over the schedule"
+    )
+    draws: int = _setting(1, "noises a level, and pure noises for the text-conditional magnitude")
+    max_pictures: int = _setting(300, "pictures of each group whose errors are taken, drawn by the seed")
+    control_pictures: int = _setting(32, "members that the positive control is overfitted to")
+    control_steps: int = _setting(400, "training steps of the positive control; 0 leaves it out")
+    threshold: float = _setting(
+        0.0, "similarity above which a picture counts as near; 0 is the training pictures' own 95 % quantile"
+    )
+    batch_size: int = _setting(32, "pictures that a model reads at once")
+    seed: int = _setting(0, "seed of what is drawn: noises, pictures, the control's training, intervals")
+
+
+@dataclass(frozen=True)
 class AttributeSettings:
     """How a picture is attributed to sources."""
 

@@ -222,7 +222,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, tiny_clip: Path, ti
     write_tensors(tmp_path / "other.safetensors", {"fc.weight": torch.zeros(10, 2)}, {})
     write_tensors(tmp_path / "half.safetensors", {"fc.weight": torch.zeros(1008, 2)}, {})
     for name, words in {
-        "resnet:x": "are not known; accepted are inception:FILE, dinov2:FOLDER, clip:FOLDER",
+        "resnet:x": "are not known; accepted are concept-tower, instance-tower, inception:FILE",
         "inception": "are not known",
         f"inception:{tmp_path / 'none'}": "no such file or folder",
         f"inception:{tmp_path}": "2 safetensors files",

@@ -46,7 +46,7 @@ LAYERS = [
         "weight_average",
     }
     | {"feature_pair", "jackknife", "tower", "colours"},
-    {"draw", "regional"}
+    {"draw", "regional", "exact_share", "embedded_tower", "sscd"}
     | {"frechet", "mmd", "manifold", "inception", "dinov2", "clip_tower", "picture_folder"}
     | {
         "captions",
@@ -64,9 +64,9 @@ LAYERS = [
         "calibration",
     }
     | {"flags", "demo_result", "page", "human_ratings"},
-    {"layouts"},
-    {"source"},
-    {"slices", "preflight", "clip_tokenizer"},
+    {"layouts", "nearest", "separation", "made_pictures"},
+    {"source", "switched_off"},
+    {"slices", "preflight", "clip_tokenizer", "training_neighbours"},
     {"kid", "cmmd", "features"}
     | {
         "lora_format",
@@ -100,10 +100,10 @@ LAYERS = [
     {"composed_unet", "train", "forget", "export", "reference"},
     {"train_slices", "source_errors"},
     {"retrain"},
-    {"generate", "import_adapter", "evaluate", "train_all", "forget_items", "train_plan"} | {"fidelity", "attribute"},
-    {"timeline", "ledger"},
-    {"report"},
-    {"demo"},
+    {"generate", "import_adapter", "evaluate", "train_all", "forget_items", "train_plan"} | {"fidelity", "fixed_noise", "attribute"},
+    {"timeline", "ledger", "membership"},
+    {"report", "leakage_report"},
+    {"demo", "leakage"},
     {"cli_evaluate", "cli_export", "cli_preflight"},
     {"cli_train"},
     {"cli_attribute", "cli_compare", "cli_clipscore", "cli_questions"},
