@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,9 +31,20 @@ WITHIN = 60.0  # seconds that a training may take
 
 
 def settings_of(slices: int) -> TrainSettings:
-    """A checkpoint after every step, so that many kills meet one being written."""
-    return TrainSettings(
+    """A checkpoint after every step, so that many kills meet one being written; whole, all that a checkpoint keeps."""
+    plain = TrainSettings(
         steps=12 // slices, batch_size=2, rank=2, checkpoint_every=1, mixed_precision="no", slices=slices
+    )
+    if slices > 1:
+        return plain
+    return replace(
+        plain,
+        kind="lora+prompt",
+        ema_decay=0.9,
+        gradient_accumulation=2,
+        held_out=0.3,
+        held_out_every=3,
+        patience=9,
     )
 
 
