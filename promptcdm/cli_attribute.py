@@ -83,19 +83,22 @@ def ledger(
     names, files = read_names(allowed), _pictures(images)
     found = _attribute(files, names, which, settings, store, allow_backbone_mismatch)
 
-    from promptcdm.ledger import STATEMENT, Entry, table
+    from promptcdm.ledger import STATEMENT, Entry, check_made_with, table
     from promptcdm.ledger import ledger as account
     from promptcdm.store import AdapterStore
     from promptcdm.tensorfile import write_json
 
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     entries = [Entry(file.name, d, a) for file, d, a in zip(files, digests, found, strict=True)]
-    adapters = AdapterStore(store)
+    adapters = [AdapterStore(store).record(name) for name in names]
+    if settings.method == "weights":
+        for file in files:
+            check_made_with(str(file), _record(file), adapters)
     facts = asdict(settings)
     del facts["batch_size"]  # how fast, not what
     if settings.method != "weights":
         facts["backbone"] = which.backbone if which.backbone == "nano" else Path(which.backbone).name
-    made = account(entries, [adapters.record(name) for name in names], facts, units=units)
+    made = account(entries, adapters, facts, units=units)
     write_json(out, made)
     say_table(table(made))
     typer.echo(f"{out}: {len(files)} pictures")

@@ -42,6 +42,21 @@ class Entry:
     attribution: Attribution
 
 
+def check_made_with(file: str, record: Mapping[str, Any], adapters: Sequence[AdapterRecord]) -> None:
+    """Raise BadInput where the record of a picture names another adapter of a source than the one in `adapters`.
+
+    A source that was retrained is another party to the account: its older version can be named instead.
+    """
+    made_with = {each["source"]: each["sha256"] for each in record.get("adapters", ())}
+    for adapter in adapters:
+        sha256 = made_with.get(adapter.source, adapter.sha256)
+        if sha256 != adapter.sha256:
+            raise BadInput(
+                f"{file}: made with {adapter.source} {sha256[:12]}, the store has {adapter.sha256[:12]}; "
+                f"allow {adapter.source}@{sha256[:12]} if the store still has it"
+            )
+
+
 def ledger(
     entries: Sequence[Entry],
     adapters: Sequence[AdapterRecord],

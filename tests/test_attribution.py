@@ -488,6 +488,14 @@ def test_the_ledger_command_writes_the_same_bytes_and_says_what_a_share_is(
     made = json.loads((tmp_path / "1.json").read_text())
     assert made["totals"]["shares"] == {"birds": 1_000_000, "cars": 1_000_000}
     assert str(tmp_path) not in (tmp_path / "1.json").read_text()
+    record = json.loads((folder / "0000.json").read_text())
+    made_with = {"source": "birds", "sha256": store.record("birds").sha256}
+    write_json(folder / "0000.json", record | {"adapters": [made_with]})
+    assert command("ledger", folder, *options, "birds,cars", "--out", tmp_path / "3.json") == 0
+    write_json(folder / "0000.json", record | {"adapters": [made_with | {"sha256": "f" * 64}]})
+    assert command("ledger", folder, *options, "birds,cars", "--out", tmp_path / "4.json") == 2
+    assert f"made with birds {'f' * 12}, the store has" in capsys.readouterr().err
+    assert not (tmp_path / "4.json").exists()
 
 
 @pytest.mark.parametrize(
