@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from promptcdm.source import Source as Source
     from promptcdm.store import AdapterStore as AdapterStore
     from promptcdm.train import train_adapter as train_adapter
+    from promptcdm.train_plan import TrainPlan as TrainPlan
+    from promptcdm.train_plan import plan_training as plan_training
     from promptcdm.train_slices import train_source as train_source
 
 __version__ = "0.1.0"
@@ -48,6 +50,7 @@ _HOMES = {
     "Generation": "generate",
     "PromptCDMError": "errors",
     "Source": "source",
+    "TrainPlan": "train_plan",
     "TrainSettings": "settings",
     "attribute": "attribute",
     "export_adapter": "export",
@@ -56,6 +59,7 @@ _HOMES = {
     "import_adapter": "import_adapter",
     "load_adapter": "adapter",
     "save_adapter": "adapter",
+    "plan_training": "train_plan",
     "train_adapter": "train",
     "train_source": "train_slices",
 }
