@@ -34,11 +34,23 @@ from promptcdm.tensorfile import write_tensors
 
 SHARE_ALIKE = ("openmoji",)
 NOT_SOURCES = ("noto", "flat-color-icons")
-STEPS = {"concept-tower": 1000, "instance-tower": 600}
+STEPS = {"concept-tower": 1450, "instance-tower": 1050}  # twelve minutes each on an idle core
 SEED = 4
 SCALE = 16.0  # of cosines before a softmax over concepts
 TEMPERATURE = 0.1
 RATE = 2e-3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """So many steps, or so many seconds where those are over first; 0 seconds is no limit."""
+
+    steps: int
+    seconds: float = 0.0
+
+    def done(self, step: int, elapsed: float) -> float:
+        """The share that is done."""
+        return max(step / self.steps, elapsed / self.seconds if self.seconds else 0.0)
 
 
 @dataclass(frozen=True)
@@ -78,8 +90,8 @@ def held_out_concepts(root: Path) -> set[str]:
     return {row["concept"] for row in rows}
 
 
-def train_concepts(root: Path, steps: int, batch_size: int = 128) -> EmbeddedNetwork:
-    """`concept-tower`."""
+def train_concepts(root: Path, plan: Plan, batch_size: int = 128) -> tuple[EmbeddedNetwork, int]:
+    """`concept-tower`, and the steps it had."""
     held = held_out_concepts(root)
     pictures = read_collections(root, lambda name, concept: name not in SHARE_ALIKE and concept not in held)
     _say(f"{len(pictures.concepts)} pictures, {len(held)} concepts held out")
@@ -97,12 +109,16 @@ def train_concepts(root: Path, steps: int, batch_size: int = 128) -> EmbeddedNet
             cosines[1], source[chosen]
         )
 
-    _optimize(network, [*network.parameters(), *heads.parameters()], loss, steps)
-    return network
+    return network, _optimize(network, [*network.parameters(), *heads.parameters()], loss, plan)
 
 
-def train_instances(root: Path, steps: int, batch_size: int = 48, drawn: int = 4000) -> EmbeddedNetwork:
-    """`instance-tower`: each picture comes in two styles, which are two instances, and each of them in two views."""
+def train_instances(
+    root: Path, plan: Plan, batch_size: int = 48, drawn: int = 4000
+) -> tuple[EmbeddedNetwork, int]:
+    """`instance-tower`, and the steps it had.
+
+    Each picture comes in two styles, which are two instances, and each of them in two views.
+    """
     known = read_collections(root, lambda name, concept: name in NOT_SOURCES)
     shapes = torch.stack([_pixels(draw_shapes(SEED * 1_000_000 + n)) for n in range(drawn)])
     pixels = torch.cat([known.pixels, shapes])
@@ -129,27 +145,28 @@ def train_instances(root: Path, steps: int, batch_size: int = 48, drawn: int = 4
         cosines = (features @ features.T / TEMPERATURE).masked_fill(itself, -torch.inf)
         return F.cross_entropy(cosines, partner)
 
-    _optimize(network, list(network.parameters()), loss, steps)
-    return network
+    return network, _optimize(network, list(network.parameters()), loss, plan)
 
 
 def _optimize(
-    network: nn.Module, parameters: Sequence[nn.Parameter], loss: Callable[[], Tensor], steps: int
-) -> None:
+    network: nn.Module, parameters: Sequence[nn.Parameter], loss: Callable[[], Tensor], plan: Plan
+) -> int:
+    """Train to the end of the plan, the learning rate falling by a cosine to 0; returns the steps."""
     network.train()
     network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.05)
-    start = time.monotonic()
-    for step in range(steps):
-        rate = RATE * min((step + 1) / 50, 0.5 * (1 + math.cos(math.pi * step / steps)))
+    start, step = time.monotonic(), 0
+    while (done := plan.done(step, time.monotonic() - start)) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = RATE * min((step + 1) / 20, 0.5 * (1 + math.cos(math.pi * done)))
         value = loss()
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        if step % 50 == 0 or step + 1 == steps:
-            _say(f"step {step + 1} of {steps}: {value.item():.3f}, {time.monotonic() - start:.0f} s")
+        if step % 20 == 0:
+            _say(f"step {step}, {100 * done:.0f} %: {value.item():.3f}, {time.monotonic() - start:.0f} s")
+        step += 1
+    return step
 
 
 def save_tower(network: nn.Module, path: Path, steps: int) -> None:
@@ -192,12 +209,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--pictures", type=Path, required=True, help="what examples/emoji/build.py made, at 64 px"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the tower's file")
-    parser.add_argument("--steps", type=int, default=0, help="0 for what the shipped tower had")
+    parser.add_argument("--steps", type=int, default=0, help="0 for twelve minutes on an idle core")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="end after so many, whatever the steps; 0 for no limit"
+    )
     given = parser.parse_args(arguments)
-    steps = given.steps or STEPS[given.tower]
     torch.manual_seed(SEED)
     train = train_concepts if given.tower == "concept-tower" else train_instances
-    save_tower(train(given.pictures, steps), given.out / f"{given.tower}.safetensors", steps)
+    network, steps = train(given.pictures, Plan(given.steps or STEPS[given.tower], 60 * given.minutes))
+    save_tower(network, given.out / f"{given.tower}.safetensors", steps)
     return 0
 
 
