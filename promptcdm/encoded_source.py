@@ -9,7 +9,7 @@ Cropped and mirrored before they are encoded. The moments, not a sample, so that
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,8 @@ from promptcdm.prompt import PromptEmbeds
 from promptcdm.settings import TrainSettings
 from promptcdm.source import Source
 
-_AT_ONCE = 32  # pictures in memory before they are encoded
+_BLOCK = 32  # pictures that are encoded at once where they are small
+_PIXELS = 2 * 512 * 512  # that are encoded at once: the VAE's first layers take some 500 bytes for each
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ def _bucket(
     views = 2 if settings.flip else 1
     means: list[list[Tensor]] = [[] for _ in range(views)]
     stds: list[list[Tensor]] = [[] for _ in range(views)]
-    for start in range(0, len(items), _AT_ONCE):
-        pictures = [_fit(source.picture(i), size) for i in items[start : start + _AT_ONCE]]
+    for part in _parts(len(items), _PIXELS // (size.width * size.height)):
+        pictures = [_fit(source.picture(i), size) for i in items[part]]
         for view in range(views):
             mean, std = backbone.encode_images([ImageOps.mirror(p) for p in pictures] if view else pictures)
             means[view].append(mean)
@@ -146,6 +147,21 @@ def _bucket(
         torch.tensor(drawn, dtype=torch.long),
         torch.tensor([row[i] for i in items if i in out], dtype=torch.long),
     )
+
+
+def _parts(count: int, at_once: int) -> Iterator[slice]:
+    """Parts of every block of 32, each of `at_once` pictures or, where one would be left alone, one more.
+
+    Two or more pictures have on a CPU the bits of the whole block, and one alone has others: so memory does not decide
+    what is computed.
+    """
+    size = max(2, at_once)
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        while stop - start > size + 1:
+            yield slice(start, start + size)
+            start += size
+        yield slice(start, stop)
 
 
 def _fit(picture: Image.Image, size: Size) -> Image.Image:

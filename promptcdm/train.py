@@ -58,7 +58,7 @@ def train_adapter(
     check_settings(settings)
     manifest = source.manifest()
     trigger = settings.trigger or source.trigger
-    with backbone.lock:
+    with backbone.lock, memory_is_told(backbone):
         data = encode_source(source, backbone, settings, trigger)
         with trainable(backbone, settings, manifest.merkle_root) as parameters:
             run = _Run(parameters, data, backbone, settings, manifest.merkle_root)
@@ -135,6 +135,18 @@ def _generator(settings: TrainSettings, source_digest: str, step: int) -> torch.
 
 
 @contextmanager
+def memory_is_told(backbone: Backbone) -> Iterator[None]:
+    """Raise RunFailed, which says what would help, where the device's memory is too small."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise RunFailed(
+            f"the memory of {backbone.device} is too small for this training; give a smaller batch_size (with "
+            "gradient_accumulation the batch stays as large), a lower resolution, or gradient_checkpointing"
+        ) from error
+
+
+@contextmanager
 def trainable(backbone: Backbone, settings: TrainSettings, source_digest: str) -> Iterator[Parameters]:
     """The new adapter's parameters, acting in the backbone until the block ends. The caller holds the UNet's lock."""
     unet = backbone.unet
@@ -143,11 +155,6 @@ def trainable(backbone: Backbone, settings: TrainSettings, source_digest: str) -
         if again:
             unet.enable_gradient_checkpointing()
         yield _new_parameters(backbone, settings, source_digest)
-    except torch.cuda.OutOfMemoryError as error:
-        raise RunFailed(
-            f"the memory of {backbone.device} is too small for this training; give a smaller batch_size (with "
-            "gradient_accumulation the batch stays as large), a lower resolution, or gradient_checkpointing"
-        ) from error
     finally:
         lora.remove(unet, LORA_NAME)
         if again:

@@ -26,7 +26,14 @@ from promptcdm.errors import BadInput
 from promptcdm.held_out import TIMESTEPS
 from promptcdm.settings import TrainSettings
 from promptcdm.source import Source
-from promptcdm.train import add_gradients, check_settings, new_optimizer, soft_prompt, trainable
+from promptcdm.train import (
+    add_gradients,
+    check_settings,
+    memory_is_told,
+    new_optimizer,
+    soft_prompt,
+    trainable,
+)
 from promptcdm.train_slices import steps_of
 
 if sys.platform != "win32":
@@ -65,7 +72,7 @@ class TrainPlan:
         lines = [
             f"{self.source}: {self.pictures} pictures" + f", {self.held_out} held out" * (self.held_out > 0),
             f"sizes:  {sizes}; {self.cut:.0%} of a picture is cut off, {self.enlarged} are enlarged",
-            f"steps:  {self.steps} of {self.rows} pictures, each seen {seen:.0f} times",
+            f"steps:  {self.steps} of {self.rows} pictures, each seen {seen:.{0 if seen >= 10 else 1}f} times",
             f"learns: {self.parameters} numbers, {_bytes(4 * self.parameters)}",
             f"work:   {self.tflop:.3g} TFLOP",
             f"memory: {self._memory()}; {_bytes(self.latents)} of latents in main memory",
@@ -89,7 +96,7 @@ def plan_training(source: Source, backbone: Backbone, settings: TrainSettings = 
     """
     own = replace(settings, slices=1)
     check_settings(own)
-    with backbone.lock:
+    with backbone.lock, memory_is_told(backbone):
         sizes, out = picture_sizes(source, backbone, own), held_out_items(source, own)
         often = max(sizes.values(), key=len)
         rows = [i for i in often if i not in out] or [i for i in range(len(source)) if i not in out]

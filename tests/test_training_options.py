@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from PIL import Image
 from promptcdm.backbone import Backbone
 from promptcdm.batch import draw_batch, weighted_errors
 from promptcdm.buckets import Size
-from promptcdm.encoded_source import encode_source, held_out_items, picture_sizes
+from promptcdm.encoded_source import _parts, encode_source, held_out_items, picture_sizes
 from promptcdm.errors import BadInput, RunFailed
 from promptcdm.held_out import TIMESTEPS, best_so_far, held_out_batches, held_out_loss
 from promptcdm.lora import ATTENTION
@@ -193,6 +193,35 @@ def test_statistics_of_several_sizes_are_those_of_their_pooled_latents() -> None
     same = [latent_covariance(m, s, rank=1) for m, s in (sizes[0], on_grid([sizes[0], sizes[0]]))]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(same[0][:2], same[1][:2], strict=True))
     assert on_grid(sizes[:1]) is sizes[0], "one size keeps its bits"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 31, 32, 33, 34, 65])
+@pytest.mark.parametrize("at_once", [0, 1, 2, 3, 8, 32, 500])
+def test_pictures_are_encoded_a_few_at_a_time_and_alone_only_where_a_block_of_32_has_one(
+    count: int, at_once: int
+) -> None:
+    parts = [list(range(count))[part] for part in _parts(count, at_once)]
+    assert [i for part in parts for i in part] == list(range(count))
+    assert all(len(part) <= max(2, at_once) + 1 for part in parts)
+    alone = [part[0] for part in parts if len(part) == 1]
+    assert alone == ([count - 1] if count % 32 == 1 else [])
+
+
+def test_large_pictures_have_the_bits_of_a_block_of_32_on_a_cpu(
+    shapes: Source, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = encode_source(shapes, backbone, FAST, "").buckets[0]
+    monkeypatch.setattr("promptcdm.encoded_source._PIXELS", 2 * 32 * 32)
+    encoded, encode = [], Backbone.encode_images
+
+    def noted(self: Backbone, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        encoded.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(Backbone, "encode_images", noted)
+    parts = encode_source(shapes, backbone, FAST, "").buckets[0]
+    assert encoded == [2, 2, 2, 3]
+    assert torch.equal(whole.mean, parts.mean) and torch.equal(whole.std, parts.std)
 
 
 # Accumulation, checkpointing, noise offset, average
