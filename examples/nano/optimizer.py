@@ -17,17 +17,23 @@ NOT_MATRICES = ("embedding.weight", "conv_in.weight", "conv_out.weight")  # tabl
 class MatrixOptimizer:
     """Both optimizers over one model."""
 
-    def __init__(self, model: nn.Module, learning_rate: float) -> None:
-        named = dict(model.named_parameters())
-        self.matrices = {n: p for n, p in named.items() if p.ndim > 1 and not n.endswith(NOT_MATRICES)}
+    def __init__(
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        weight_decay: float = 0.01,
+        not_matrices: tuple[str, ...] = NOT_MATRICES,
+    ) -> None:
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.matrices = {n: p for n, p in named.items() if p.ndim > 1 and not n.endswith(not_matrices)}
         # The same memory, seen as (out, everything else).
         self.views = {n: nn.Parameter(p.data.view(len(p), -1)) for n, p in self.matrices.items()}
         self.others = {n: p for n, p in named.items() if n not in self.matrices}
         self.muon = Muon(
-            self.views.values(), learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+            self.views.values(), learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
         self.adamw = AdamW(
-            self.others.values(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+            self.others.values(), learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
         )
 
     def step(self, learning_rate: float) -> None:
@@ -37,7 +43,7 @@ class MatrixOptimizer:
                 group["lr"] = learning_rate
         for name, view in self.views.items():
             gradient = self.matrices[name].grad
-            view.grad = None if gradient is None else gradient.view(view.shape)
+            view.grad = None if gradient is None else gradient.reshape(view.shape)
         for optimizer in (self.muon, self.adamw):
             optimizer.step()
             optimizer.zero_grad()
@@ -56,7 +62,8 @@ class MatrixOptimizer:
         for optimizer, named in self._parts():
             for name, parameter in named.items():
                 mine = {key.partition("|")[2]: v for key, v in state.items() if key.partition("|")[0] == name}
-                optimizer.state[parameter] = mine
+                device = parameter.device
+                optimizer.state[parameter] = {key: v.to(device) for key, v in mine.items()}
 
     def _parts(self) -> tuple[tuple[Muon | AdamW, dict[str, nn.Parameter]], ...]:
         return (self.muon, self.views), (self.adamw, self.others)
