@@ -10,12 +10,13 @@
 
 f and g are the towers of an `open_clip.model.CLIP` with its own vocabulary of words, s its learned scale. f_r
 is the image tower with its last layer, the attention pool, over a region only: the whole picture, a half or a
-quarter. A folder holds `config.json` (the towers' settings, the vocabulary) and `model.safetensors` (fp16).
+quarter, and where the grid has four places a side or more, those in the middle too. A folder holds `config.json` (the towers' settings, the vocabulary) and `model.safetensors` (fp16).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +37,19 @@ from promptcdm.tensorfile import read_tensors, tensor_digest, write_json, write_
 
 _PAD, _UNKNOWN = 0, 1
 _IMAGES_AT_ONCE = 64
-_READING = "statements 1"  # a new number with every change of `read`, `score` or the statements
-# Regions by number: 0 the whole, 1 and 2 its left and right, 3 and 6 its upper and lower half, then the quarters.
-_HALVES = {"left": (1, 2), "right": (2, 1), "above": (3, 6), "below": (6, 3)}
+_READING = "statements 2"  # a new number with every change of `read`, `score` or the statements
+# A region is a span of rows by a span of columns; a span is 0 the whole, 1 the first half, 2 the second, 3 the middle.
+_WHOLE, _LEFT, _RIGHT, _UPPER, _LOWER = (0, 0), (0, 1), (0, 2), (1, 0), (2, 0)
+_HALVES = {
+    "left": (_LEFT, _RIGHT),
+    "right": (_RIGHT, _LEFT),
+    "above": (_UPPER, _LOWER),
+    "below": (_LOWER, _UPPER),
+}
 _NUMBER_WORDS = set(NUMBERS)
 
 Way = Literal["anywhere", "whole", "halves"]
+Region = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Reading:
 
     way: Way
     texts: tuple[str, str]  # the same twice, but for halves
-    regions: tuple[int, int]
+    regions: tuple[Region, Region]
     denied: bool  # the statement begins with "not"
 
 
@@ -154,7 +162,7 @@ class NanoJudge:
 
 
 def encode_regions(model: CLIP, images: Tensor) -> Tensor:
-    """Unit embeddings (B, R, D) of the whole picture, its halves and its quarters; the first is `encode_image`'s."""
+    """Unit embeddings (B, R, D) of every region; the first, the whole, is `encode_image`'s."""
     visual = model.visual
     grid = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
     pool = visual.attnpool
@@ -183,7 +191,7 @@ def read(statement: str) -> Reading:
             things = " ".join(words[:place]), " ".join(words[place + 1 :])
             return Reading("halves", (prefix + things[0], prefix + things[1]), _HALVES[word], denied)
     way: Way = "whole" if _NUMBER_WORDS & set(words) else "anywhere"
-    return Reading(way, (statement, statement), (0, 0), denied)
+    return Reading(way, (statement, statement), (_WHOLE, _WHOLE), denied)
 
 
 def texts_of(readings: Iterable[Reading]) -> list[str]:
@@ -194,10 +202,13 @@ def texts_of(readings: Iterable[Reading]) -> list[str]:
 def score(similar: Tensor, texts: Sequence[str], readings: Sequence[Reading]) -> Tensor:
     """S of equation (1): similarities (B, R, texts) and readings to (B, readings)."""
     places = {text: place for place, text in enumerate(texts)}
-    # A grid of one place has one region only, the whole.
-    last = similar.shape[1] - 1
+    spans = math.isqrt(similar.shape[1])
+
+    def number(region: Region) -> int:  # a grid of one place has one region only, the whole
+        return min(region[0], spans - 1) * spans + min(region[1], spans - 1)
+
     first, second = (
-        similar[:, [min(r.regions[n], last) for r in readings], [places[r.texts[n]] for r in readings]]
+        similar[:, [number(r.regions[n]) for r in readings], [places[r.texts[n]] for r in readings]]
         for n in range(2)
     )
     columns = [places[reading.texts[0]] for reading in readings]
@@ -209,10 +220,11 @@ def score(similar: Tensor, texts: Sequence[str], readings: Sequence[Reading]) ->
 
 
 def _regions(side: int) -> Tensor:
-    """(R, side * side): which places of the grid belong to the whole, the halves, the quarters."""
-    whole, low = torch.ones(side), torch.zeros(side)
+    """(R, side * side): which places of the grid belong to each span of rows by each span of columns."""
+    whole, low, middle = torch.ones(side), torch.zeros(side), torch.zeros(side)
     low[: side // 2] = 1
-    spans = [whole, low, 1 - low] if side % 2 == 0 else [whole]
+    middle[side // 4 : side - side // 4] = 1
+    spans = [whole, low, 1 - low, middle][: 1 if side % 2 else 3 if side < 4 else 4]
     return torch.stack([torch.outer(rows, columns).flatten() for rows in spans for columns in spans])
 
 

@@ -26,11 +26,21 @@ PACKAGE = ROOT / "promptcdm"
 # Lowest first; the members of a layer do not import each other.
 LAYERS = [
     {"errors", "settings"},
-    {"compose", "router", "statistics", "prompt", "tensorfile", "manifest", "places", "picture", "shipped"}
-    | {
-        "question_words",
+    {
+        "compose",
+        "router",
         "shares",
         "left_out",
+        "statistics",
+        "prompt",
+        "tensorfile",
+        "manifest",
+        "places",
+        "picture",
+        "shipped",
+    }
+    | {
+        "question_words",
         "kohya_names",
         "text_names",
         "config",
@@ -100,7 +110,8 @@ LAYERS = [
     {"composed_unet", "train", "forget", "export", "reference"},
     {"train_slices", "source_errors"},
     {"retrain"},
-    {"generate", "import_adapter", "evaluate", "train_all", "forget_items", "train_plan"} | {"fidelity", "fixed_noise", "attribute"},
+    {"generate", "import_adapter", "attribute", "evaluate", "train_all", "forget_items", "train_plan"}
+    | {"fidelity", "fixed_noise"},
     {"timeline", "ledger", "membership"},
     {"report", "leakage_report"},
     {"demo", "leakage"},

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from promptcdm.question_words import word_set
+from promptcdm.question_words import PLAIN_COLORS, word_set
 from promptcdm.statements import plain
 
 EMOJI = Path(__file__).parents[1] / "emoji"
@@ -31,6 +31,10 @@ SIDED = word_set(
     left right button keycap letter number clock arrow back soon sign clockwise east west
     """
 )
+# A picture of these in another hue would be of something else.
+COLOURED = word_set(
+    " ".join([*PLAIN_COLORS, "skin", "light", "medium", "dark", "flag", "square", "circle", "hair"])
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Pictures:
     pixels: Tensor  # (N, 3, 64, 64) uint8
     labels: tuple[str, ...]
     sided: Tensor  # (N,) bool: never mirrored
+    coloured: Tensor  # (N,) bool: hues are never turned
     folders: tuple[Path, ...]  # where they come from
 
     def __len__(self) -> int:
@@ -80,7 +85,8 @@ def load_pictures(folders: Sequence[Path]) -> Pictures:
             pixels.append(torch.from_numpy(np.array(rgb)).permute(2, 0, 1))
             labels.append(plain(tidy(row["label"])))
     sided = torch.tensor([bool(SIDED & set(label.split())) for label in labels])
-    return Pictures(torch.stack(pixels), tuple(labels), sided, tuple(folders))
+    coloured = torch.tensor([bool(COLOURED & set(label.split())) for label in labels])
+    return Pictures(torch.stack(pixels), tuple(labels), sided, coloured, tuple(folders))
 
 
 def scene_nouns() -> list[str]:
@@ -93,18 +99,24 @@ def scene_nouns() -> list[str]:
 
 
 def move(pixels: Tensor, sided: Tensor, random: torch.Generator) -> Tensor:
-    """Scale, shift and mirror: (B, 3, H, W) uint8 to float, in 0..1, on white."""
-    count = len(pixels)
+    """Turn, shear, scale, shift and mirror: (B, 3, H, W) uint8 to float, in 0..1, on white."""
+    count, device = len(pixels), pixels.device
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(count).uniform_(low, high, generator=random)
+        return torch.empty(count, device=device).uniform_(low, high, generator=random)
 
-    scale = uniform(0.6, 1.1)  # of the picture's size
+    scale = uniform(0.5, 1.1)  # of the picture's size
     slack = (1 - scale).clamp_min(0.0) + 0.06
-    mirrored = (torch.rand(count, generator=random) < 0.5) & ~sided
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0] = torch.where(mirrored, -1.0, 1.0) / scale
-    theta[:, 1, 1] = 1 / (scale * uniform(0.92, 1.08))
+    mirrored = (uniform(0, 1) < 0.5) & ~sided
+    # Most hands draw a thing a little turned: half of the pictures turn by up to 20 degrees.
+    angle = uniform(-0.35, 0.35) * (uniform(0, 1) < 0.5)
+    shear, ratio = uniform(-0.12, 0.12), uniform(0.85, 1.18)
+    across = torch.where(mirrored, -1.0, 1.0) / scale
+    theta = torch.zeros(count, 2, 3, device=device)
+    theta[:, 0, 0] = across * angle.cos()
+    theta[:, 0, 1] = across * (shear - angle.sin())
+    theta[:, 1, 0] = angle.sin() / (scale * ratio)
+    theta[:, 1, 1] = angle.cos() / (scale * ratio)
     theta[:, 0, 2] = uniform(-1, 1) * slack / scale
     theta[:, 1, 2] = uniform(-1, 1) * slack / scale
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
@@ -114,16 +126,46 @@ def move(pixels: Tensor, sided: Tensor, random: torch.Generator) -> Tensor:
     return 1 - ink
 
 
+def restyle(images: Tensor, coloured: Tensor, random: torch.Generator) -> Tensor:
+    """Other hands, 0..1 in and out: saturation, tint, tone, an outline. Not of the `coloured`, whose label names one.
+
+    A thing of one vendor must be known in the drawing of another, which differs in exactly these.
+    """
+    count, device = len(images), images.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.empty(count, 1, 1, 1, device=device).uniform_(low, high, generator=random)
+
+    free = ~coloured.view(-1, 1, 1, 1)
+    gray = images.mean(1, keepdim=True)
+    saturation = torch.where((uniform(0, 1) < 0.4) & free, uniform(0.0, 1.5), 1.0)
+    styled = gray + (images - gray) * saturation
+    # A turn of the hues by up to 30 degrees: the rotation about the gray axis.
+    turn = torch.where((uniform(0, 1) < 0.4) & free, uniform(-0.5, 0.5), 0.0).flatten()
+    cosine, sine = turn.cos().view(-1, 1, 1), turn.sin().view(-1, 1, 1)
+    ones = torch.full((3, 3), 1 / 3, device=device)
+    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=device) / 3**0.5
+    rotation = cosine * torch.eye(3, device=device) + (1 - cosine) * ones + sine * cross
+    styled = torch.einsum("bij,bjhw->bihw", rotation, styled).clamp(0, 1)
+    tone = torch.where(uniform(0, 1) < 0.4, uniform(-0.5, 0.5).exp(), 1.0)
+    styled = styled.clamp_min(1e-4) ** tone
+    # Outlines, as some vendors draw them: dark where the ink begins.
+    ink = (gray < 0.96).float()
+    edge = (F.max_pool2d(ink, 3, 1, 1) - ink) * (uniform(0, 1) < 0.2) * uniform(0.5, 1.0)
+    return styled * (1 - edge)
+
+
 def weather(images: Tensor, random: torch.Generator) -> Tensor:
     """Light, contrast, blur and noise that never change a colour's name; 0..1 in, -1..1 out."""
-    count = len(images)
-    light = torch.empty(count, 1, 1, 1).uniform_(-0.06, 0.06, generator=random)
-    contrast = torch.empty(count, 1, 1, 1).uniform_(0.85, 1.1, generator=random)
-    images = 1 - (1 - images) * contrast + light
-    blurred = torch.rand(count, generator=random) < 0.3
-    small = F.avg_pool2d(F.pad(images[blurred], (1, 1, 1, 1), value=1.0), 3, stride=1)
-    images[blurred] = 0.6 * small + 0.4 * images[blurred]
-    noise = torch.randn(images.shape, generator=random) * 0.02
+    count, device = len(images), images.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.empty(count, 1, 1, 1, device=device).uniform_(low, high, generator=random)
+
+    images = 1 - (1 - images) * uniform(0.85, 1.1) + uniform(-0.06, 0.06)
+    small = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), value=1.0), 3, stride=1)
+    images = images.lerp(small, 0.6 * (uniform(0, 1) < 0.3))
+    noise = torch.randn(images.shape, generator=random, device=device) * 0.02
     return (images + noise).clamp(0, 1) * 2 - 1
 
 
