@@ -10,7 +10,8 @@
 
 f and g are the towers of an `open_clip.model.CLIP` with its own vocabulary of words, s its learned scale. f_r
 is the image tower with its last layer, the attention pool, over a region only: the whole picture, a half or a
-quarter, and where the grid has four places a side or more, those in the middle too. A folder holds `config.json` (the towers' settings, the vocabulary) and `model.safetensors` (fp16).
+quarter, and where the grid has four places a side or more, those in the middle too. A folder holds `config.json`
+(the towers' settings, the vocabulary) and `model.safetensors` (fp16).
 """
 
 from __future__ import annotations
