@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from latents import latent_set
+from latents import latent_scale
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 from unet import new_scheduler, new_text_encoder, new_unet
@@ -23,9 +23,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 def pipeline_of(run: Path) -> StableDiffusionPipeline:
     """The pipeline of a run's last checkpoint, fp32."""
     vae = new_vae()
-    decoder = run / "decoder.safetensors"
-    vae.load_state_dict(load_file(decoder if decoder.exists() else run / "vae.safetensors"))
-    vae.register_to_config(scaling_factor=latent_set([], vae, run).scale)
+    vae.load_state_dict(load_file(run / "vae.safetensors"))
+    vae.register_to_config(scaling_factor=latent_scale(run))
     tensors = {n[4:]: t for n, t in load_file(run / "unet.safetensors").items() if n.startswith("ema/")}
     parts = {"text_encoder": new_text_encoder(), "unet": new_unet()}
     for name, module in parts.items():

@@ -12,74 +12,102 @@ from diffusers import AutoencoderKL
 from pictures import augment, load_sprites
 from safetensors.torch import load_file, save_file
 from scene_set import scenes
+from tokenizer import MAX_LENGTH
 from torch import Tensor
+from transformers import CLIPTokenizer
+from wordings import caption
 
-COPIES = 6  # shifted and scaled copies of each sprite; the first is the sprite itself, and is drawn half of the time
-SHARES = (0.80, 0.06, 0.14)  # of a batch: sprites, recoloured sprites, scenes
+COPIES = 12  # shifted and scaled copies of each sprite; the first is the sprite itself, and is drawn half of the time
+SHARES = (0.62, 0.10, 0.28)  # of a batch: sprites, recoloured sprites, scenes
 # People in every trade and gender, signs and icons are half of the sprites and few shapes: each is drawn less often.
 GROUP_WEIGHTS = {"people-body": 0.2, "symbols": 0.2, "own": 0.2}
-SCENES = 24_000
-COLOURED = 6_000
+SCENES = 90_000
+COLOURED = 18_000
+WORDINGS = 64  # captions of a sprite, made once
+UNCONDITIONAL = 0.1  # share of empty captions
 
 
 @dataclass(frozen=True)
 class LatentSet:
-    """Moments of every training picture and what it shows."""
+    """Moments of every training picture and the tokens of what may be said of it, on one device."""
 
     mean: Tensor  # (N, 16, 8, 8) float16
     std: Tensor  # (N, 16, 8, 8) float16
     scale: float  # 1 / standard deviation of all latents
-    text_of: np.ndarray  # (N,) index into texts
-    texts: list[tuple[str, ...]]
-    starts: tuple[int, int, int, int]  # first row of sprites, recoloured sprites, scenes, and N
-    shares: np.ndarray  # (sprites,) cumulative probability of each sprite, by its group's weight
+    tokens: Tensor  # (captions, MAX_LENGTH) int16; the first is the empty caption
+    said: Tensor  # (N, 2): the first of its captions, and how many they are
+    starts: Tensor  # (4,): first row of sprites, recoloured sprites, scenes, and N
+    shares: Tensor  # (sprites,) cumulative probability of each sprite, by its group's weight
 
-    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Rows of one batch, each kind by its share."""
-        kinds = rng.choice(3, count, p=SHARES)
-        low, high = np.array(self.starts[:3])[kinds], np.array(self.starts[1:])[kinds]
-        rows = low + (rng.random(count) * (high - low)).astype(np.int64)
-        sprite = np.searchsorted(self.shares, rng.random(count) * self.shares[-1], side="right")
-        copy = rng.integers(0, COPIES, count) * (rng.random(count) < 0.5)
-        return np.where(kinds == 0, sprite * COPIES + copy, rows)
+    def draw(self, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Scaled latents x_0 (B, 16, 8, 8), drawn from the posterior, and their tokens (B, MAX_LENGTH)."""
+        device = self.mean.device
 
-    def sample(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Scaled latents x_0 (B, 16, 8, 8), drawn from the posterior."""
-        index = torch.from_numpy(rows)
-        noise = torch.from_numpy(rng.standard_normal((len(rows), *self.mean.shape[1:]), dtype=np.float32))
-        return (self.mean[index].float() + self.std[index].float() * noise) * self.scale
+        def uniform() -> Tensor:
+            return torch.rand(count, generator=random, device=device)
+
+        kinds = torch.bucketize(uniform(), torch.tensor(SHARES, device=device).cumsum(0)[:2])
+        low, high = self.starts[kinds], self.starts[kinds + 1]
+        rows = low + (uniform() * (high - low)).long()
+        sprite = torch.searchsorted(self.shares, uniform() * self.shares[-1]).clamp_max(len(self.shares) - 1)
+        copy = (uniform() * COPIES).long() * (uniform() < 0.5)
+        rows = torch.where(kinds == 0, sprite * COPIES + copy, rows)
+        first, many = self.said[rows].unbind(1)
+        captions = torch.where(uniform() < UNCONDITIONAL, 0, first + (uniform() * many).long())
+        noise = torch.randn(count, *self.mean.shape[1:], generator=random, device=device)
+        x_0 = (self.mean[rows].float() + self.std[rows].float() * noise) * self.scale
+        return x_0, self.tokens[captions].long()
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Moments of uint8 pictures, float16."""
     means, stds = [], []
-    for start in range(0, len(pictures), 128):
-        x = torch.from_numpy(np.stack(pictures[start : start + 128])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        posterior = vae.encode(x).latent_dist
-        means.append(posterior.mean.half())
-        stds.append(posterior.std.half())
+    for start in range(0, len(pictures), 256):
+        x = torch.from_numpy(np.stack(pictures[start : start + 256])).to(vae.device)
+        posterior = vae.encode(x.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist
+        means.append(posterior.mean.half().cpu())
+        stds.append(posterior.std.half().cpu())
     return torch.cat(means), torch.cat(stds)
 
 
-def latent_set(folders: list[Path], vae: AutoencoderKL, run: Path) -> LatentSet:
-    """Encode everything, or read what an earlier start of this run encoded."""
+def latent_scale(run: Path) -> float:
+    """1 / standard deviation of the latents of a run: the autoencoder's `scaling_factor`."""
+    return 1.0 / load_file(run / "latents.safetensors")["mean"].float().std().item()
+
+
+def latent_set(folders: list[Path], vae: AutoencoderKL, tokenizer: CLIPTokenizer, run: Path) -> LatentSet:
+    """Encode everything, or read what an earlier start of this run encoded; on the autoencoder's device."""
     if not (run / "latents.json").exists():
         _make(folders, vae, run)
     moments = load_file(run / "latents.safetensors")
     index = json.loads((run / "latents.json").read_text(encoding="utf-8"))
-    scale = 1.0 / moments["mean"].float().std().item()
-    texts = [tuple(text) for text in index["texts"]]
+    tokens, said = _captions(index["texts"], tokenizer)
     shares = np.cumsum([GROUP_WEIGHTS.get(group, 1.0) for group in index["groups"]])
+    device = vae.device
     return LatentSet(
-        moments["mean"],
-        moments["std"],
-        scale,
-        np.array(index["text_of"]),
-        texts,
-        tuple(index["starts"]),
-        shares,
+        moments["mean"].to(device),
+        moments["std"].to(device),
+        latent_scale(run),
+        tokens.to(device),
+        said[torch.tensor(index["text_of"])].to(device),
+        torch.tensor(index["starts"], device=device),
+        torch.from_numpy(shares).float().to(device),
     )
+
+
+def _captions(texts: list[list[str]], tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
+    """Tokens of all captions, and (texts, 2) where each text's begin and how many they are."""
+    rng = np.random.default_rng(6)
+    captions, said = [""], []
+    for text in texts:
+        many = 1 if text[0].startswith("=") else WORDINGS
+        said.append((len(captions), many))
+        captions += [caption(tuple(text), rng) for _ in range(many)]
+    tokens = tokenizer(
+        captions, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
+    )
+    return tokens.input_ids.short(), torch.tensor(said)
 
 
 def _make(folders: list[Path], vae: AutoencoderKL, run: Path) -> None:
