@@ -34,7 +34,9 @@ class DemoPlan:
     )  # of concepts that the backbone never saw
     shown: int = 6  # prompts in the report's grid
     training: TrainSettings = TrainSettings(steps=600)
-    generation: GenerateSettings = GenerateSettings()
+    # nano knows its own pictures by heart: guidance away from its empty caption leads away from a source's hand too,
+    # into blobs; away from the adapter's own it does not.
+    generation: GenerateSettings = GenerateSettings(unconditional_from="adapter")
 
 
 def plan_commands(
