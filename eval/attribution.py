@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from promptcdm.attribute import Attribution, attribute, by_denoising, by_leaving_out, clean_latents
+from promptcdm.attribute import Attribution, attribute, by_denoising, by_leaving_out
 from promptcdm.backbone import Backbone
 from promptcdm.config import settle
 from promptcdm.errors import BadInput, PromptCDMError, RunFailed
+from promptcdm.fixed_noise import clean_latents
 from promptcdm.picture import pixels_digest
 from promptcdm.picture_folder import PictureFolder
 from promptcdm.settings import AttributeSettings

@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from promptcdm.adapter import Adapter
 from promptcdm.backbone import Backbone
 from promptcdm.errors import BadInput
+from promptcdm.fixed_noise import clean_latents
 from promptcdm.left_out import log_density_over
 from promptcdm.route import check_router
 from promptcdm.router import on_device, posterior_router, stack_statistics
@@ -118,14 +119,6 @@ def check_allowed(allowed: Sequence[str]) -> None:
     sources = [source_of(name) for name in allowed]
     if isinstance(allowed, str) or not sources or len(set(sources)) < len(sources):
         raise BadInput(f"allowed takes a list of one or more different source names, not {allowed!r}")
-
-
-def clean_latents(backbone: Backbone, images: Sequence[Image.Image]) -> Tensor:
-    """x_0 (B, C, h, w): the VAE's mean of each picture, cropped to a square of the backbone's size, scaled; fp32."""
-    side = backbone.resolution
-    fitted = [ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS) for image in images]
-    mean, _ = backbone.encode_images(fitted)
-    return mean * float(backbone.pipe.vae.config.scaling_factor)
 
 
 def by_statistics(adapters: Sequence[Adapter], x_0: Tensor) -> list[Attribution]:

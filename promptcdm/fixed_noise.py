@@ -16,11 +16,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from promptcdm.backbone import Backbone
 from promptcdm.composed_unet import ComposedUNet
 from promptcdm.errors import BadInput
+
+
+def clean_latents(backbone: Backbone, images: Sequence[Image.Image]) -> Tensor:
+    """x_0 (I, C, h, w): the VAE's mean of each picture, cropped to a square of the backbone's size, scaled; fp32."""
+    side = backbone.resolution
+    fitted = [ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS) for image in images]
+    mean, _ = backbone.encode_images(fitted)
+    return mean * float(backbone.pipe.vae.config.scaling_factor)
 
 
 @torch.no_grad()
@@ -97,14 +106,18 @@ def noise_of(shape: Sequence[int], seed: int, k: int) -> Tensor:
 
 
 def predicted_noise(composed: ComposedUNet, x_t: Tensor, t: int, texts: dict[str, Any]) -> Tensor:
-    """eps (n or 2n, C, h, w) of the composition; `texts` is what `encode` returned."""
+    """eps (n or 2n, C, h, w) of the composition; `texts` is what `encode` returned.
+
+    The UNet computes in its own precision; eps is taken from its prediction in that of `x_t`.
+    """
     backbone = composed.backbone
     embeds = [texts[name] for name in ("negative_prompt_embeds", "prompt_embeds") if name in texts]
     pooled = [
         texts[name] for name in ("negative_pooled_prompt_embeds", "pooled_prompt_embeds") if name in texts
     ]
     added = {"text_embeds": torch.cat(pooled), "time_ids": _time_ids(backbone, len(x_t))} if pooled else None
-    (predicted,) = composed(x_t, t, torch.cat(embeds), added_cond_kwargs=added, return_dict=False)
+    sample = x_t.to(backbone.dtype)
+    (predicted,) = composed(sample, t, torch.cat(embeds), added_cond_kwargs=added, return_dict=False)
     alpha_bar = backbone.alpha_bar(torch.tensor([t])).to(x_t)
     return backbone.as_noise(predicted, x_t, alpha_bar)
 

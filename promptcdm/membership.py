@@ -21,14 +21,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from promptcdm.adapter import Adapter
 from promptcdm.backbone import Backbone
 from promptcdm.composed_unet import ComposedUNet
 from promptcdm.errors import BadInput
-from promptcdm.fixed_noise import denoising_errors, text_noise
+from promptcdm.fixed_noise import clean_latents, denoising_errors, text_noise
 from promptcdm.levers import Levers
 from promptcdm.separation import Separation, separation
 from promptcdm.settings import LeakageSettings, TrainSettings
@@ -134,12 +133,10 @@ def drawn(source: Source, count: int, seed: int) -> Source:
 
 def probe_of(source: Source, backbone: Backbone) -> Probe:
     """The latents (the VAE's mean) and captions of a source."""
-    scale, side = float(backbone.pipe.vae.config.scaling_factor), backbone.resolution
     parts = []
     for start in range(0, len(source), _ENCODED_AT_ONCE):
         numbers = range(start, min(start + _ENCODED_AT_ONCE, len(source)))
-        fitted = [ImageOps.fit(source.picture(i), (side, side), Image.Resampling.LANCZOS) for i in numbers]
-        parts.append(backbone.encode_images(fitted)[0] * scale)
+        parts.append(clean_latents(backbone, [source.picture(i) for i in numbers]))
     return Probe(torch.cat(parts), tuple(item.caption for item in source.items))
 
 

@@ -23,6 +23,7 @@ from promptcdm.backbone import Backbone
 from promptcdm.compose import compose_noise
 from promptcdm.composed_unet import ComposedUNet
 from promptcdm.errors import BadInput
+from promptcdm.fixed_noise import noise_of, predicted_noise
 from promptcdm.route import Texts, check_router, router_of
 from promptcdm.router import Router
 from promptcdm.settings import RouterName
@@ -120,8 +121,8 @@ def _measure(
         for draw in range(draws):
             noise = noise_of(pictures.shape[1:], seed, level * draws + draw).to(pictures)
             x_t = a.sqrt() * pictures + (1 - a).sqrt() * noise
-            plain = _predict(bare, x_t, t, bare_texts)
-            _predict(composed, x_t, t, texts)
+            plain = predicted_noise(bare, x_t, t, bare_texts)
+            predicted_noise(composed, x_t, t, texts)
             assert heard.eps is not None
             parts = [heard.eps.float(), plain.float()[None]]
             if mixtures is not None:
@@ -163,22 +164,3 @@ class _Mixtures:
             w, _ = router.route(router.start, x_t, alpha_bar, None)
             made.append(compose_noise(eps[kept], w))
         return torch.stack(made)
-
-
-def noise_of(shape: Sequence[int], seed: int, k: int) -> Tensor:
-    """Noise k (C, h, w), of nothing but its number and the seed."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + k)
-    return torch.randn(tuple(shape), generator=generator)
-
-
-def _predict(composed: ComposedUNet, x_t: Tensor, t: int, texts: dict[str, Any]) -> Tensor:
-    backbone = composed.backbone
-    added = None
-    if "pooled_prompt_embeds" in texts:  # SDXL: a square of the backbone's own size, uncropped
-        side = backbone.resolution
-        ids = torch.tensor([side, side, 0, 0, side, side], dtype=backbone.dtype, device=backbone.device)
-        added = {"text_embeds": texts["pooled_prompt_embeds"], "time_ids": ids.expand(len(x_t), -1)}
-    (predicted,) = composed(
-        x_t.to(backbone.dtype), t, texts["prompt_embeds"], added_cond_kwargs=added, return_dict=False
-    )
-    return backbone.as_noise(predicted, x_t, backbone.alpha_bar(torch.tensor([float(t)])).to(x_t))

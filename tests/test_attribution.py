@@ -21,18 +21,19 @@ from test_generate import random_adapter
 from torch import Tensor
 
 from promptcdm.adapter import adapter_digest
-from promptcdm.attribute import Attribution, attribute, attribute_record, clean_latents
+from promptcdm.attribute import Attribution, attribute, attribute_record
 from promptcdm.backbone import Backbone
 from promptcdm.cli import main
 from promptcdm.engine import Rows
 from promptcdm.errors import BadInput, UnknownSource
+from promptcdm.fixed_noise import clean_latents, noise_of
 from promptcdm.ledger import Entry, ledger
 from promptcdm.left_out import log_density_over, log_gain
 from promptcdm.router import SourceStatistics, log_densities, posterior_router
 from promptcdm.settings import AttributeSettings
 from promptcdm.shares import explained, shapley, whole_shares
 from promptcdm.slots import SlotLora
-from promptcdm.source_errors import noise_of, source_errors, timesteps_of
+from promptcdm.source_errors import source_errors, timesteps_of
 from promptcdm.store import AdapterStore
 from promptcdm.tensorfile import write_json
 

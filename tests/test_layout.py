@@ -108,10 +108,10 @@ LAYERS = [
     {"terms", "batch"},
     {"held_out"},
     {"composed_unet", "train", "forget", "export", "reference"},
-    {"train_slices", "source_errors"},
-    {"retrain"},
+    {"train_slices", "fixed_noise"},
+    {"retrain", "source_errors"},
     {"generate", "import_adapter", "attribute", "evaluate", "train_all", "forget_items", "train_plan"}
-    | {"fidelity", "fixed_noise"},
+    | {"fidelity"},
     {"timeline", "ledger", "membership"},
     {"report", "leakage_report"},
     {"demo", "leakage"},
