@@ -110,11 +110,18 @@ def adapter_digest(
     lora: Mapping[str, Tensor], prompt: Mapping[str, Tensor], statistics: Statistics | None
 ) -> str:
     """sha256 (hex) over the tensors of all three; what `AdapterRecord.sha256` must be."""
+    return tensor_digest(tensors_of(lora, prompt, statistics))
+
+
+def tensors_of(
+    lora: Mapping[str, Tensor], prompt: Mapping[str, Tensor], statistics: Statistics | None
+) -> dict[str, Tensor]:
+    """The tensors of all three, by the names that the digest goes over."""
     tensors = dict(lora)
     tensors |= {f"prompt.{name}": tensor for name, tensor in prompt.items()}
     if statistics is not None:
         tensors |= {f"statistics.{name}": tensor for name, tensor in statistics.tensors().items()}
-    return tensor_digest(tensors)
+    return tensors
 
 
 def joined(slices: Sequence[Adapter], k: int) -> Adapter:

@@ -175,7 +175,7 @@ def _verify_by_training(name: str, data: str, adapters: AdapterStore, flags: dic
     if differing:  # before a backbone is loaded
         raise RunFailed(f"{name} cannot come out again: {'; '.join(differing)}")
     backbone = _load_recorded(adapter.record, flags)
-    with training_bar(name, steps_of(source, settings), settings.batch_size) as on_step:
+    with training_bar(name, steps_of(source, settings), settings.rows) as on_step:
         result = retrain(adapter, source, backbone, on_step=on_step)
     if not result.same:
         raise RunFailed(f"{name} did not come out again: {'; '.join(result.differing)}")
@@ -208,7 +208,7 @@ def _forget_items(
         typer.echo(f"{name}: forgets {file}", err=True)
     backbone = _load_recorded(plan.adapter.record, flags) if plan.files or check else None
     steps = steps_of(plan.remaining, plan.settings)
-    bar = training_bar(name, steps, plan.settings.batch_size) if plan.files else nullcontext()
+    bar = training_bar(name, steps, plan.settings.rows) if plan.files else nullcontext()
     try:
         with bar as on_step:
             adapter, receipt = forget_items(plan, backbone, store=adapters, on_step=on_step)

@@ -161,7 +161,7 @@ class _Demo:
         unfinished = self.out / f"{name}.partial"
         with (
             self.timed(f"training {name}"),
-            training_bar(name, settings.steps, settings.batch_size) as on_step,
+            training_bar(name, settings.steps, settings.rows) as on_step,
         ):
             adapter = train_adapter(source, self.backbone, settings, checkpoint=unfinished, on_step=on_step)
             self.store.add(adapter, replace=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +13,13 @@ from promptcdm.errors import BadInput
 from promptcdm.features import Features, feature_facts, load_features, read_features
 from promptcdm.fidelity_figures import Figure, check_counts, compare_features, floor_size, guidance
 from promptcdm.judge import torch_device
+from promptcdm.made_of import library_versions
 from promptcdm.picture_folder import PictureFolder
 from promptcdm.settings import FidelitySettings
 from promptcdm.tensorfile import write_json
 from promptcdm.tower import Tower
 
-_PACKAGES = (
-    "promptcdm",
+_LIBRARIES = (
     "numpy",
     "pillow",
     "torch",
@@ -98,7 +96,7 @@ class FidelityReport:
             "generated_files_that_are_real_files": self.in_both,
             "settings": asdict(self.settings),
             "guidance": list(self.guidance),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+            "versions": library_versions(_LIBRARIES),
         }
 
     def save(self, out: Path) -> Path:

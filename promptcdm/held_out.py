@@ -6,7 +6,6 @@ alone, so that it can be seen when it stops to learn and begins to remember.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from promptcdm.backbone import Backbone
 from promptcdm.batch import Batch, time_ids, weighted_errors
 from promptcdm.encoded_source import Bucket, EncodedSource
+from promptcdm.keyed_random import keyed_generator
 from promptcdm.settings import TrainSettings
 
 TIMESTEPS = 4  # of each picture, in the middle of equal parts of the schedule
@@ -78,6 +78,5 @@ def _batches(
 
 def _noise(bucket: Bucket, item: int, settings: TrainSettings, source_digest: str) -> Tensor:
     """(TIMESTEPS, C, h, w) of the seed, the source and the picture's number alone."""
-    key = hashlib.sha256(f"{settings.seed} {source_digest} held out {item}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
+    generator = keyed_generator(f"{settings.seed} {source_digest} held out {item}")
     return torch.randn(TIMESTEPS, *bucket.mean.shape[2:], generator=generator)

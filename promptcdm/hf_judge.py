@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from transformers import (
 
 from promptcdm.answer import Answer, Asked, CannotAnswer, match_choice, most_likely, normal_words
 from promptcdm.errors import BadInput
+from promptcdm.halves import in_halves
 from promptcdm.hub_revision import revision
 
 _NEW_TOKENS = 20
@@ -50,20 +52,12 @@ class HfJudge:
     def answers(self, batch: Sequence[Asked]) -> list[Answer]:
         """One answer for each question, in order. Raises CannotAnswer where one alone needs too much memory."""
         found: list[Answer] = []
+        alone = CannotAnswer("one question needs more memory than there is")
         with torch.inference_mode():
             for start in range(0, len(batch), _QUESTIONS_AT_ONCE):
-                found.extend(self._part(batch[start : start + _QUESTIONS_AT_ONCE]))
+                part = batch[start : start + _QUESTIONS_AT_ONCE]
+                found += in_halves(partial(self.answer_part, self), part, alone)
         return found
-
-    def _part(self, batch: Sequence[Asked]) -> list[Answer]:
-        """The answers to a few questions; to each half of them where all are too many for the memory."""
-        try:
-            return self.answer_part(self, batch)
-        except torch.cuda.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise CannotAnswer("one question needs more memory than there is") from error
-        middle = len(batch) // 2
-        return [*self._part(batch[:middle]), *self._part(batch[middle:])]
 
     def answer(self, image: Image.Image, question: str, choices: Sequence[str]) -> Answer:
         """The answer to one question."""

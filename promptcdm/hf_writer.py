@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from promptcdm.errors import BadInput, RunFailed
+from promptcdm.halves import in_halves
 from promptcdm.hub_revision import revision
 
 NEW_TOKENS = 768
@@ -33,21 +34,12 @@ class HfWriter:
 
     def write(self, prompts: Sequence[str]) -> list[str]:
         """What it writes after each prompt. Raises RunFailed where one prompt alone is too long or too large."""
+        alone = RunFailed(f"{self.name}: one prompt needs more memory than there is")
         return [
             words
             for at in range(0, len(prompts), _AT_ONCE)
-            for words in self._part(prompts[at : at + _AT_ONCE])
+            for words in in_halves(self._written, prompts[at : at + _AT_ONCE], alone)
         ]
-
-    def _part(self, prompts: Sequence[str]) -> list[str]:
-        """A few prompts; each half of them where all are too many for the memory."""
-        try:
-            return self._written(prompts)
-        except torch.cuda.OutOfMemoryError as error:
-            if len(prompts) == 1:
-                raise RunFailed(f"{self.name}: one prompt needs more memory than there is") from error
-        middle = len(prompts) // 2
-        return [*self._part(prompts[:middle]), *self._part(prompts[middle:])]
 
     def _written(self, prompts: Sequence[str]) -> list[str]:
         chat = bool(getattr(self.tokenizer, "chat_template", None))

@@ -8,9 +8,7 @@ Either part, or both:
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from promptcdm.backbone import Backbone
@@ -19,6 +17,7 @@ from promptcdm.feature_pair import Rows
 from promptcdm.features import Features, feature_facts, load_features, read_features
 from promptcdm.judge import torch_device
 from promptcdm.leakage_report import LeakageReport, MembershipFacts, NeighbourFacts
+from promptcdm.made_of import library_versions
 from promptcdm.made_pictures import made_pictures, picture_sources
 from promptcdm.membership import (
     Membership,
@@ -36,7 +35,7 @@ from promptcdm.store import AdapterStore
 from promptcdm.training_neighbours import GeneratedRows, training_neighbours
 
 DEFAULT_FEATURES = "instance-tower"
-_PACKAGES = ("promptcdm", "numpy", "pillow", "torch", "diffusers", "transformers", "peft")
+_LIBRARIES = ("numpy", "pillow", "torch", "diffusers", "transformers", "peft")
 
 
 def leakage(
@@ -74,8 +73,7 @@ def leakage(
     members = None
     if store is not None and held_out is not None and backbone is not None:
         members = _memberships(sources, held_out, store, backbone, chosen)
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-    report = LeakageReport(neighbours, members, chosen, versions)
+    report = LeakageReport(neighbours, members, chosen, library_versions(_LIBRARIES))
     if out is not None:
         report.save(out)
     return report

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from promptcdm.adapter import Adapter
+from promptcdm.adapter import Adapter, tensors_of
 from promptcdm.adapter_record import AdapterRecord
 from promptcdm.backbone import Backbone
 from promptcdm.errors import BadInput
@@ -122,7 +122,7 @@ def _byte_differences(then: Adapter, now: Adapter) -> list[str]:
             for a, b in pairs
             for line in _byte_differences(a, b)
         ]
-    before, after = _tensors(then), _tensors(now)
+    before, after = (tensors_of(each.lora, each.prompt, each.statistics) for each in (then, now))
     if before.keys() != after.keys():
         return [f"tensors: {len(before)} then, {len(after)} now, of other names"]
     other = [name for name in before if not _same_bytes(before[name], after[name])]
@@ -143,15 +143,6 @@ def _same_bytes(a: Tensor, b: Tensor) -> bool:
         return False
     flat = [t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)]
     return torch.equal(*flat)
-
-
-def _tensors(adapter: Adapter) -> dict[str, Tensor]:
-    statistics = adapter.statistics.tensors() if adapter.statistics else {}
-    return {
-        **adapter.lora,
-        **{f"prompt.{name}": tensor for name, tensor in adapter.prompt.items()},
-        **{f"statistics.{name}": tensor for name, tensor in statistics.items()},
-    }
 
 
 def _circumstances(then: AdapterRecord, now: AdapterRecord) -> list[str]:

@@ -98,6 +98,11 @@ class TrainSettings:
         1, "train so many slices, each --steps long: forgetting a picture trains one of them again"
     )
 
+    @property
+    def rows(self) -> int:
+        """Pictures of one step: those of all its batches."""
+        return self.batch_size * self.gradient_accumulation
+
 
 def same_settings(recorded: Mapping[str, object], settings: TrainSettings) -> bool:
     """Whether a record is of these settings; one that did not exist when it was written had its default."""

@@ -9,7 +9,6 @@ is keyed by (seed, source digest, step), so neither resuming nor anything else i
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from promptcdm.device_class import device_class
 from promptcdm.encoded_source import EncodedSource, encode_captions, encode_source
 from promptcdm.errors import BadInput, RunFailed
 from promptcdm.held_out import best_so_far, held_out_batches, held_out_loss
+from promptcdm.keyed_random import keyed_generator
 from promptcdm.learning_rate import rate_share
 from promptcdm.settings import Kind, RateSchedule, TrainSettings, Unconditional
 from promptcdm.source import Source
@@ -129,9 +129,7 @@ def check_settings(settings: TrainSettings) -> None:
 
 
 def _generator(settings: TrainSettings, source_digest: str, step: int) -> torch.Generator:
-    """Counter-based randomness: a function of the seed, the source and the step, and of nothing else."""
-    key = hashlib.sha256(f"{settings.seed} {source_digest} {step}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
+    return keyed_generator(f"{settings.seed} {source_digest} {step}")
 
 
 @contextmanager
@@ -275,11 +273,10 @@ def _measure(
 
 def _add_gradients(run: _Run, step: int) -> float:
     """Draw one step's rows and leave their mean error's gradient in the parameters; that mean. Raises RunFailed."""
-    size, parts = run.settings.batch_size, run.settings.gradient_accumulation
     generator = _generator(run.settings, run.source_digest, step)
     return add_gradients(
         run.parameters,
-        draw_batch(run.data, run.backbone, run.settings, size * parts, generator),
+        draw_batch(run.data, run.backbone, run.settings, run.settings.rows, generator),
         run.data,
         run.backbone,
         run.settings,

@@ -81,8 +81,7 @@ def train_into(
     store.check_writable()
     partial = store.checkpoint_folder(source.name)
     known = _slices(store, source.name) if settings.slices > 1 else ()
-    rows = settings.batch_size * settings.gradient_accumulation
-    with watch(source.name, steps_of(source, settings), rows) as on_step:
+    with watch(source.name, steps_of(source, settings), settings.rows) as on_step:
         adapter = train_source(source, backbone, settings, checkpoint=partial, on_step=on_step, known=known)
     store.add(adapter, replace=replace)
     shutil.rmtree(partial, ignore_errors=True)

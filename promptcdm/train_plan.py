@@ -106,11 +106,11 @@ def plan_training(source: Source, backbone: Backbone, settings: TrainSettings = 
             )
         probe = _probe(source, backbone, own, rows[:_ENCODED])
     views, steps = 2 if settings.flip else 1, steps_of(source, settings)
-    trained = steps * settings.batch_size * settings.gradient_accumulation
+    trained = steps * settings.rows
     measured = len(out) * TIMESTEPS * -(-settings.steps // settings.held_out_every)
     work = trained * probe.row_flop + measured * probe.forward_flop
     items = [(source.items[i], size) for size, members in sizes.items() for i in members]
-    row_seconds = probe.step_seconds / (settings.batch_size * settings.gradient_accumulation)
+    row_seconds = probe.step_seconds / settings.rows
     return TrainPlan(
         source=source.name,
         pictures=len(source),
@@ -119,7 +119,7 @@ def plan_training(source: Source, backbone: Backbone, settings: TrainSettings = 
         cut=sum(share_cut(item.width, item.height, size) for item, size in items) / len(items),
         enlarged=sum(item.width < size.width or item.height < size.height for item, size in items),
         steps=steps,
-        rows=settings.batch_size * settings.gradient_accumulation,
+        rows=settings.rows,
         parameters=probe.parameters,
         tflop=(work + len(items) * views * probe.view_flop) / 1e12,
         seconds=len(items) * views * probe.view_seconds + work / probe.row_flop * row_seconds,
@@ -169,8 +169,7 @@ def _probe(source: Source, backbone: Backbone, settings: TrainSettings, rows: Se
         seconds: list[float] = []
         while not seconds or (len(seconds) < 2 and seconds[0] < _PATIENCE):
             start = time.perf_counter()
-            size = settings.batch_size * settings.gradient_accumulation
-            batch = draw_batch(data, backbone, settings, size, generator)
+            batch = draw_batch(data, backbone, settings, settings.rows, generator)
             add_gradients(parameters, batch, data, backbone, settings, 0)
             optimizer.step()
             optimizer.zero_grad()

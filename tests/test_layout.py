@@ -54,6 +54,8 @@ LAYERS = [
         "buckets",
         "learning_rate",
         "weight_average",
+        "keyed_random",
+        "halves",
     }
     | {"feature_pair", "jackknife", "tower", "colours"},
     {"draw", "regional", "exact_share", "embedded_tower", "sscd"}
