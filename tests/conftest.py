@@ -11,10 +11,14 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from promptcdm.backbone import Backbone
+    from promptcdm.source import Source
 
 os.environ["HF_HUB_OFFLINE"] = (
     "1"  # read when the libraries are imported, and by the commands that tests start
@@ -73,6 +77,40 @@ def files_read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(Path, "read_bytes", noted)
     return paths
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command in an empty folder: exit code, output, error output."""
+    from promptcdm.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return int(stop.value.code or 0), printed.out, printed.err
+
+    return command
+
+
+@pytest.fixture
+def birds(tmp_path: Path, toy_source: Callable[..., Path]) -> Source:
+    """Six red shapes."""
+    from promptcdm.source import Source
+
+    return Source.open(toy_source(tmp_path, "birds", "red"))
+
+
+@pytest.fixture
+def backbone(tiny_sd1: Path) -> Backbone:
+    """The tiny Stable Diffusion 1, this test's own."""
+    from promptcdm.backbone import Backbone
+
+    return Backbone.load(tiny_sd1, device="cpu")
 
 
 @pytest.fixture

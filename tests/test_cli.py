@@ -13,7 +13,7 @@ from PIL import Image
 from typer.main import get_command
 
 from promptcdm import __version__
-from promptcdm.cli import app, main
+from promptcdm.cli import app
 from promptcdm.config import setting_types
 from promptcdm.settings import BackboneSettings, GenerateSettings, TrainSettings
 from promptcdm.store import AdapterStore
@@ -21,20 +21,6 @@ from promptcdm.store import AdapterStore
 Run = Callable[..., tuple[int, str, str]]
 ToySource = Callable[..., Path]
 NOTHING = Path("nothing")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return a function that runs a command in an empty folder: exit code, output, error output."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return command
 
 
 @pytest.fixture

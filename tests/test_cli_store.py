@@ -8,26 +8,11 @@ from pathlib import Path
 import pytest
 from made_adapter import made_adapter
 
-from promptcdm.cli import main
 from promptcdm.store import AdapterStore
 
 Run = Callable[..., tuple[int, str, str]]
 ToySource = Callable[..., Path]
 TRAINING = ("--steps", "4", "--batch-size", "4", "--rank", "2", "--mixed-precision", "no")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return a function that runs a command in an empty folder: exit code, output, error output."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return command
 
 
 @pytest.fixture

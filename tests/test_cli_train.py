@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-
-from promptcdm.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
 ToySource = Callable[..., Path]
@@ -15,17 +14,9 @@ FAST = ("--batch-size", 2, "--rank", 2, "--device", "cpu")
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return a function that runs train-adapter in an empty folder: exit code, output, error output."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main(["train-adapter", *(str(argument) for argument in arguments)])
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return command
+def run(run: Run) -> Run:
+    """`run` of the words after `promptcdm train-adapter`."""
+    return partial(run, "train-adapter")
 
 
 @pytest.fixture

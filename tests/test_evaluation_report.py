@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from evaluated import CAPTIONS, evaluated
+from page_reader import Reader
 from PIL import Image
 
 from promptcdm.colours import source_colour
@@ -19,26 +19,6 @@ from promptcdm.settings import ReportSettings
 from promptcdm.source_view import paired, source_views
 
 MOST = range(8)
-
-
-class Reader(HTMLParser):
-    """Collects tags, their attributes, and text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
 
 
 @pytest.fixture

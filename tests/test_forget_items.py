@@ -29,11 +29,6 @@ Draw = Callable[..., Path]
 
 
 @pytest.fixture
-def backbone(tiny_sd1: Path) -> Backbone:
-    return Backbone.load(tiny_sd1, device="cpu")
-
-
-@pytest.fixture
 def folder(tmp_path: Path, toy_source: Draw) -> Path:
     return toy_source(tmp_path, "birds", "red")
 

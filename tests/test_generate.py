@@ -62,11 +62,6 @@ def random_adapter(
 
 
 @pytest.fixture
-def backbone(tiny_sd1: Path) -> Backbone:
-    return Backbone.load(tiny_sd1, device="cpu")
-
-
-@pytest.fixture
 def store(tmp_path: Path, backbone: Backbone) -> AdapterStore:
     store = AdapterStore(tmp_path / "adapters")
     for seed, name in enumerate(("birds", "cars")):

@@ -24,7 +24,6 @@ from promptcdm.train import OnStep, train_adapter
 from promptcdm.train_all import train_into
 
 FAST = TrainSettings(steps=3, batch_size=2, rank=2, checkpoint_every=1, mixed_precision="no")
-Draw = Callable[..., Path]
 Fail = Callable[[], None]
 
 
@@ -34,16 +33,6 @@ def ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
-def backbone(tiny_sd1: Path) -> Backbone:
-    return Backbone.load(tiny_sd1, device="cpu")
-
-
-@pytest.fixture
-def birds(tmp_path: Path, toy_source: Draw) -> Source:
-    return Source.open(toy_source(tmp_path, "birds", "red"))
 
 
 @pytest.fixture

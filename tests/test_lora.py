@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,11 +9,6 @@ from torch import Tensor, nn
 from promptcdm import lora
 from promptcdm.backbone import Backbone
 from promptcdm.errors import AdapterMismatch
-
-
-@pytest.fixture
-def backbone(tiny_sd1: Path) -> Backbone:
-    return Backbone.load(tiny_sd1, device="cpu")
 
 
 def random_lora(unet: nn.Module, seed: int, rank: int = 2, targets: str = "attention") -> dict[str, Tensor]:

@@ -6,11 +6,11 @@ import json
 import re
 import runpy
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from page_reader import Reader
 from PIL import Image
 
 from promptcdm.colours import source_colour
@@ -79,26 +79,6 @@ def result(tmp_path: Path) -> DemoResult:
         seconds=(("training flat", 61.4), ("scoring", 5.5)),
         machine=(("processor cores", "2"),),
     )
-
-
-class Reader(HTMLParser):
-    """Collects tags, their attributes, and text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
 
 
 def test_it_shows_the_numbers_of_the_result(result: DemoResult, tmp_path: Path) -> None:

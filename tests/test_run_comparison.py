@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from evaluated import CAPTIONS, evaluated
 from shared_data import shared
 
-from promptcdm.cli import main
 from promptcdm.errors import BadInput
 from promptcdm.human_ratings import read_ratings
 from promptcdm.run_comparison import calibrate_result, compare_judges, compare_systems
@@ -20,17 +20,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return a function that runs a command in an empty folder: exit code, output, error output."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main(["evaluate", *(str(argument) for argument in arguments)])
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return command
+def run(run: Run) -> Run:
+    """`run` of the words after `promptcdm evaluate`."""
+    return partial(run, "evaluate")
 
 
 def test_two_systems_by_command_and_in_a_file(run: Run, tmp_path: Path) -> None:

@@ -35,16 +35,6 @@ FAST = TrainSettings(steps=4, batch_size=4, rank=2, checkpoint_every=2, mixed_pr
 Draw = Callable[..., Path]
 
 
-@pytest.fixture
-def backbone(tiny_sd1: Path) -> Backbone:
-    return Backbone.load(tiny_sd1, device="cpu")
-
-
-@pytest.fixture
-def birds(tmp_path: Path, toy_source: Draw) -> Source:
-    return Source.open(toy_source(tmp_path, "birds", "red"))
-
-
 def made_slice(number: int, k: int, count: int = 1, source: str = "birds") -> Adapter:
     """A slice of `count` pictures whose digests fall into slice `number` of k."""
     items = [

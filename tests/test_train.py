@@ -20,16 +20,6 @@ FAST = TrainSettings(steps=8, batch_size=4, rank=2, checkpoint_every=2, mixed_pr
 Draw = Callable[..., Path]
 
 
-@pytest.fixture
-def backbone(tiny_sd1: Path) -> Backbone:
-    return Backbone.load(tiny_sd1, device="cpu")
-
-
-@pytest.fixture
-def birds(tmp_path: Path, toy_source: Draw) -> Source:
-    return Source.open(toy_source(tmp_path, "birds", "red"))
-
-
 class Stopped(Exception):
     """What the tests interrupt a training with."""
 

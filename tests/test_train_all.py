@@ -22,11 +22,6 @@ Draw = Callable[..., Path]
 
 
 @pytest.fixture
-def backbone(tiny_sd1: Path) -> Backbone:
-    return Backbone.load(tiny_sd1, device="cpu")
-
-
-@pytest.fixture
 def store(tmp_path: Path) -> AdapterStore:
     return AdapterStore(tmp_path / "adapters")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +17,6 @@ from promptcdm.train import train_adapter
 from promptcdm.train_plan import plan_training
 
 FAST = TrainSettings(steps=8, batch_size=4, rank=2, mixed_precision="no")
-Draw = Callable[..., Path]
-
-
-@pytest.fixture
-def backbone(tiny_sd1: Path) -> Backbone:
-    return Backbone.load(tiny_sd1, device="cpu")
-
-
-@pytest.fixture
-def birds(tmp_path: Path, toy_source: Draw) -> Source:
-    return Source.open(toy_source(tmp_path, "birds", "red"))
 
 
 def test_it_says_pictures_sizes_steps_and_what_is_learned(birds: Source, backbone: Backbone) -> None:

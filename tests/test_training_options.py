@@ -56,16 +56,6 @@ each_option = pytest.mark.parametrize("option", list(OPTIONS))
 
 
 @pytest.fixture
-def backbone(tiny_sd1: Path) -> Backbone:
-    return Backbone.load(tiny_sd1, device="cpu")
-
-
-@pytest.fixture
-def birds(tmp_path: Path, toy_source: Draw) -> Source:
-    return Source.open(toy_source(tmp_path, "birds", "red"))
-
-
-@pytest.fixture
 def shapes(tmp_path: Path) -> Source:
     """Nine pictures of three aspects; in steps of 8 px around 32x32 they are 24x40, 32x32 and 40x24."""
     folder = tmp_path / "shapes"
