@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from pictures import Pictures
-from tasks import Asked, ask_scene
+from tasks import KINDS, Asked, ask_scene
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,7 +19,6 @@ from scenes import Sprites, make_scene  # isort: skip
 SEED = 17
 SINGLES = 50  # of 100 pictures of a batch
 SCENES = {"pair": 2, "list": 3, "count": 6, "mixed count": 3, "colour": 2, "colour pair": 4}  # shares
-KINDS = ("count", "color", "position", "yes or no")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,10 +102,7 @@ def scene_nouns() -> list[str]:
 def move(pixels: Tensor, sided: Tensor, random: torch.Generator) -> Tensor:
     """Turn, shear, scale, shift and mirror: (B, 3, H, W) uint8 to float, in 0..1, on white."""
     count, device = len(pixels), pixels.device
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(count, device=device).uniform_(low, high, generator=random)
-
+    uniform = partial(_uniform, random, (count,), device)
     scale = uniform(0.5, 1.1)  # of the picture's size
     slack = (1 - scale).clamp_min(0.0) + 0.06
     mirrored = (uniform(0, 1) < 0.5) & ~sided
@@ -131,11 +129,8 @@ def restyle(images: Tensor, coloured: Tensor, random: torch.Generator) -> Tensor
 
     A thing of one vendor must be known in the drawing of another, which differs in exactly these.
     """
-    count, device = len(images), images.device
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(count, 1, 1, 1, device=device).uniform_(low, high, generator=random)
-
+    device = images.device
+    uniform = partial(_uniform, random, (len(images), 1, 1, 1), device)
     free = ~coloured.view(-1, 1, 1, 1)
     gray = images.mean(1, keepdim=True)
     saturation = torch.where((uniform(0, 1) < 0.4) & free, uniform(0.0, 1.5), 1.0)
@@ -157,16 +152,19 @@ def restyle(images: Tensor, coloured: Tensor, random: torch.Generator) -> Tensor
 
 def weather(images: Tensor, random: torch.Generator) -> Tensor:
     """Light, contrast, blur and noise that never change a colour's name; 0..1 in, -1..1 out."""
-    count, device = len(images), images.device
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(count, 1, 1, 1, device=device).uniform_(low, high, generator=random)
-
+    device = images.device
+    uniform = partial(_uniform, random, (len(images), 1, 1, 1), device)
     images = 1 - (1 - images) * uniform(0.85, 1.1) + uniform(-0.06, 0.06)
     small = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), value=1.0), 3, stride=1)
     images = images.lerp(small, 0.6 * (uniform(0, 1) < 0.3))
     noise = torch.randn(images.shape, generator=random, device=device) * 0.02
     return (images + noise).clamp(0, 1) * 2 - 1
+
+
+def _uniform(
+    random: torch.Generator, shape: tuple[int, ...], device: torch.device, low: float, high: float
+) -> Tensor:
+    return torch.empty(shape, device=device).uniform_(low, high, generator=random)
 
 
 def _metadata(folder: Path) -> list[dict[str, str]]:

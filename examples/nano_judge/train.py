@@ -17,7 +17,6 @@ import dataclasses
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,10 +62,8 @@ EMA = 0.999
 
 def make_config(labels: Sequence[str]) -> NanoConfig:
     """The model's settings, its vocabulary the words of the labels and of the questions."""
-    counted = Counter(
-        word for label in {*labels, *(plain(noun) for noun in scene_nouns())} for word in label.split()
-    )
-    words = sorted({*counted, *MORE_WORDS, *NUMBERS, *PLAIN_COLORS})
+    known = {word for label in labels for word in label.split()}
+    words = sorted({*known, *MORE_WORDS, *NUMBERS, *PLAIN_COLORS})
     return NanoConfig(EMBED_DIM, VISION, TEXT, Vocabulary(tuple(words), CONTEXT))
 
 
@@ -89,8 +86,8 @@ class Trainer:
         self.device, self.rate = arguments.device, arguments.rate
         self.pixels = pictures.pixels.to(self.device)
         self.sided = pictures.sided.to(self.device)
-        self.config = make_config(pictures.labels)
         self.labels = sorted({*pictures.labels, *(plain(noun) for noun in scene_nouns())})
+        self.config = make_config(self.labels)
         self.learner = Learner(self.config, len(self.labels)).to(self.device)
         self.model = self.learner.clip
         self.average = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
