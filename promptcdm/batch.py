@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from promptcdm.backbone import Backbone
+from promptcdm.device_class import computes_in_bf16
 from promptcdm.encoded_source import Bucket, EncodedSource
 from promptcdm.settings import TrainSettings
 
@@ -70,7 +71,8 @@ def weighted_errors(
 
     `soft` is a soft prompt by text encoder, or empty.
     """
-    device, half = backbone.device, settings.mixed_precision == "bf16"
+    device = backbone.device
+    half = computes_in_bf16(settings.mixed_precision, device)
     abar = backbone.alphas_cumprod[batch.t].view(-1, 1, 1, 1)
     x_t = abar.sqrt() * batch.x_0 + (1 - abar).sqrt() * batch.noise
     epsilon = backbone.prediction_type == "epsilon"

@@ -15,6 +15,7 @@ Unconditional = Literal["backbone", "adapter"]
 RouterName = Literal["uniform", "prior", "prompt", "posterior", "regional"]
 DrawName = Literal["", "once", "step"]
 BranchName = Literal["recorded", "backbone", "adapter"]
+Precision = Literal["auto", "bf16", "no"]
 ExportFormat = Literal["kohya", "diffusers", "peft"]
 RateSchedule = Literal["cosine", "linear", "constant"]
 AttributeMethod = Literal["denoising", "leave-one-out", "statistics", "weights"]
@@ -82,8 +83,10 @@ class TrainSettings:
     trigger: str = _setting(
         "", "text put before each caption of this source, and before its prompts at inference"
     )
-    mixed_precision: str = _setting(
-        "bf16", "bf16 or no: what the frozen UNet computes in; the adapter stays fp32"
+    mixed_precision: Precision = _setting(
+        "auto",
+        "what the frozen UNet computes in: bf16, no, or auto, bf16 where the device has instructions for it; the adapter "
+        "stays fp32",
     )
     held_out: float = _setting(
         0.0, "share of the pictures that is not trained on and measured by the same noise each time"

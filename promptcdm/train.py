@@ -31,7 +31,7 @@ from promptcdm.errors import BadInput, RunFailed
 from promptcdm.held_out import best_so_far, held_out_batches, held_out_loss
 from promptcdm.keyed_random import keyed_generator
 from promptcdm.learning_rate import rate_share
-from promptcdm.settings import Kind, RateSchedule, TrainSettings, Unconditional
+from promptcdm.settings import Kind, Precision, RateSchedule, TrainSettings, Unconditional
 from promptcdm.source import Source
 from promptcdm.statistics import caption_prototypes, latent_covariance, on_grid
 from promptcdm.weight_average import copies, put, standing_in, update_average
@@ -83,7 +83,7 @@ def train_adapter(
         origin=source.origin,
         attribution=source.attribution,
         versions={name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
-        device=device_class(backbone.device, backbone.dtype),
+        device=device_class(backbone.device, backbone.dtype, settings.mixed_precision),
     )
     return Adapter(source.name, weights, prompt, statistics, record, manifest, tuple(log))
 
@@ -108,7 +108,7 @@ def check_settings(settings: TrainSettings) -> None:
         "targets": ("attention", "wide"),
         "unconditional": get_args(Unconditional),
         "lr_scheduler": get_args(RateSchedule),
-        "mixed_precision": ("bf16", "no"),
+        "mixed_precision": get_args(Precision),
     }
     for name, accepted in names.items():
         if getattr(settings, name) not in accepted:

@@ -32,7 +32,7 @@ def is_result_of(adapter: Adapter, source: Source, backbone: Backbone, settings:
         and record.settings == asdict(settings)
         and record.trigger == (settings.trigger or source.trigger)
         and record.versions == {name: version(name) for name in record.versions}
-        and record.device == device_class(backbone.device, backbone.dtype)
+        and record.device == device_class(backbone.device, backbone.dtype, settings.mixed_precision)
         and (record.source, record.license, record.author) == (source.name, source.license, source.author)
         and (record.origin, record.attribution) == (source.origin, source.attribution)
     )

@@ -379,7 +379,7 @@ def test_an_early_stop_keeps_the_weights_of_the_lowest_held_out_loss(
         ({"gradient_accumulation": 0}, "gradient_accumulation is 0; it takes 1 or more"),
         ({"held_out_every": 0}, "held_out_every is 0"),
         ({"lr_scheduler": "step"}, "lr_scheduler 'step' is unknown; accepted: cosine, linear, constant"),
-        ({"mixed_precision": "fp16"}, "mixed_precision 'fp16' is unknown; accepted: bf16, no"),
+        ({"mixed_precision": "fp16"}, "mixed_precision 'fp16' is unknown; accepted: auto, bf16, no"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"held_out": 1.0}, "held_out is 1.0"),
         ({"lr_warmup": -0.1}, "lr_warmup is -0.1; it takes 0 to 1"),
