@@ -34,7 +34,7 @@ def computes_in_bf16(mixed_precision: Precision, device: torch.device) -> bool:
 
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # not in older versions of torch
         able = torch.cpu.get_capabilities()
         return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

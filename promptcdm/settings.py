@@ -85,8 +85,8 @@ class TrainSettings:
     )
     mixed_precision: Precision = _setting(
         "auto",
-        "what the frozen UNet computes in: bf16, no, or auto, bf16 where the device has instructions for it; the adapter "
-        "stays fp32",
+        "what the frozen UNet computes in: bf16, no, or auto (bf16 where the device has instructions for it); "
+        "the adapter stays fp32",
     )
     held_out: float = _setting(
         0.0, "share of the pictures that is not trained on and measured by the same noise each time"
