@@ -20,18 +20,19 @@ LOCK_SECONDS = 60.0
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
     """Hold the lock file `path`; the system frees it when the process ends, however it ends.
 
-    Raises RunFailed where another process holds it for LOCK_SECONDS.
+    Raises RunFailed where another process holds it for so many seconds, LOCK_SECONDS where it is not said.
     """
+    patience = LOCK_SECONDS if seconds is None else seconds
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        deadline = time.monotonic() + LOCK_SECONDS
+        deadline = time.monotonic() + patience
         while not _try_lock(descriptor):
             if time.monotonic() > deadline:
                 raise RunFailed(
-                    f"{path} is held by another process for {LOCK_SECONDS:.0f} s; wait until it is done"
+                    f"{path} is held by another process for {patience:.0f} s; wait until it is done"
                 )
             time.sleep(0.02)
         yield

@@ -1,0 +1,162 @@
+"""Who is trained on what: an adapter for each source alone, and monoliths on all pictures together.
+
+    NAME             one source
+    monolith         all sources' pictures, the same rank
+    monolith 8r      all, eight times the rank
+    monolith tagged  all, with a tag for the source before each caption
+
+With the budget `images` a monolith takes as many steps as all adapters together: every picture is seen as often. With
+`plateau` everything stops by its own loss on a tenth of its pictures. A training that was killed goes on from its
+checkpoint; how many seconds of one core it took stands beside the store.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from baselines.soup import soup
+
+from paper.plan import Plan
+from paper.units import done, once
+from promptcdm.adapter import Adapter, adapter_digest
+from promptcdm.backbone import Backbone
+from promptcdm.progress import training_bar
+from promptcdm.settings import TrainSettings
+from promptcdm.source import Source
+from promptcdm.store import AdapterStore
+from promptcdm.train import OnStep
+from promptcdm.train_all import train_into
+
+MONOLITH, TAGGED, LARGE = "monolith", "monolith tagged", "monolith 8r"
+
+
+def store_of(out: Path, seed: int) -> AdapterStore:
+    """The adapters of one training seed."""
+    return AdapterStore(out / "work" / f"seed-{seed}" / "adapters")
+
+
+def file_name(name: str) -> str:
+    """A system's name as that of a folder or of an adapter."""
+    return name.replace(" ", "-")
+
+
+def tag(source: str, names: Sequence[str]) -> str:
+    """What a tagged caption begins with; it says nothing about the source."""
+    return f"style {chr(ord('a') + sorted(names).index(source))}"
+
+
+def settings_of(plan: Plan, name: str, sources: int, seed: int) -> TrainSettings:
+    """How the adapter `name` is trained: a source's name, or a monolith's."""
+    settings = replace(plan.training, seed=seed)
+    if plan.budget == "plateau":
+        settings = replace(settings, steps=settings.steps * 4, held_out=0.1, patience=5)
+    if name in (MONOLITH, TAGGED, LARGE):
+        settings = replace(settings, steps=settings.steps * sources)
+    return replace(settings, rank=settings.rank * 8) if name == LARGE else settings
+
+
+def train(
+    plan: Plan, out: Path, backbone: Backbone, sources: Mapping[str, Source], seed: int, names: Sequence[str]
+) -> dict[str, float]:
+    """Train what the store of this seed lacks; seconds of one core that each took."""
+    units: dict[Path, Callable[[], object]] = {}
+    for name in names:
+        source = sources[name] if name in sources else joined(out, name, sources)
+        settings = settings_of(plan, name, len(sources), seed)
+        path = _time_file(out, seed, name)
+        units[path] = lambda source=source, settings=settings: trained(  # type: ignore[misc]
+            store_of(out, seed), source, backbone, settings
+        )
+    done(units)
+    return {name: training_seconds(out, seed, name) for name in names}
+
+
+def training_seconds(out: Path, seed: int, name: str) -> float:
+    """What the training took, in seconds of one core."""
+    return float(json.loads(_time_file(out, seed, name).read_text(encoding="utf-8"))["seconds"])
+
+
+def trained(
+    store: AdapterStore, source: Source, backbone: Backbone, settings: TrainSettings
+) -> dict[str, object]:
+    """Train one source into the store; its record of time.
+
+    Of an interrupted training the seconds before are counted by the steps that are left to it.
+    """
+    begun = store.checkpoint_folder(source.name)
+    start = time.process_time()
+    first: list[int] = []
+
+    @contextmanager
+    def watch(name: str, steps: int, rows: int) -> Iterator[OnStep]:
+        with training_bar(name, steps, rows) as shown:
+
+            def on_step(step: int, loss: float) -> None:
+                first.append(step) if not first else None
+                shown(step, loss)
+
+            yield on_step
+
+    adapter = train_into(store, source, backbone, settings, replace=True, watch=watch)
+    shutil.rmtree(begun, ignore_errors=True)
+    steps = len(adapter.train_log) or settings.steps
+    share = (steps - first[0] + 1) / steps if first else 1.0
+    return {
+        "seconds": (time.process_time() - start) / share,
+        "resumed": bool(first and first[0] > 1),
+        "steps": steps,
+        "pictures": len(source),
+        "sha256": adapter.sha256,
+        "loss": [row["loss"] for row in adapter.train_log],
+    }
+
+
+def joined(out: Path, name: str, sources: Mapping[str, Source]) -> Source:
+    """All sources as one folder, made once; with a tag before each caption for the tagged monolith."""
+    folder = out / "work" / "joined" / file_name(name)
+
+    def write() -> dict[str, int]:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        lines = []
+        for own, source in sources.items():
+            for number, item in enumerate(source.items):
+                file = f"{own}--{number:05d}.png"
+                source.picture(number).save(folder / file)
+                text = f"{tag(own, list(sources))} {item.caption}" if name == TAGGED else item.caption
+                lines.append(json.dumps({"file_name": file, "text": text}) + "\n")
+        (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+        licenses = " AND ".join(sorted({source.license for source in sources.values()}))
+        (folder / "source.toml").write_text(f"license = {json.dumps(licenses)}\n", encoding="utf-8")
+        return {"pictures": len(lines)}
+
+    once(folder.with_suffix(".json"), write)
+    return Source.open(folder, file_name(name))
+
+
+def soup_of(adapters: Sequence[Adapter]) -> Adapter:
+    """The equal soup of LoRAs: one adapter, whose rank is the sum of theirs."""
+    return _made(adapters[0], "soup", soup([a.lora for a in adapters], [1 / len(adapters)] * len(adapters)))
+
+
+def bare_adapter(like: Adapter) -> Adapter:
+    """The backbone as a source: what LoRAtorio compares with."""
+    return _made(like, "backbone-alone", {})
+
+
+def _made(like: Adapter, name: str, lora: dict[str, torch.Tensor]) -> Adapter:
+    record = like.record.model_copy(
+        update={"source": name, "sha256": adapter_digest(lora, {}, None), "source_digest": "", "items": 0}
+    )
+    return Adapter(name, lora, {}, None, record)
+
+
+def _time_file(out: Path, seed: int, name: str) -> Path:
+    return out / "work" / f"seed-{seed}" / f"{file_name(name)}.json"

@@ -1,0 +1,33 @@
+"""The paper's router: one classifier of x_t, trained on the latents of all sources. For comparison only."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from baselines.joint_classifier import JointClassifier, train_joint_classifier
+
+from paper.units import once
+from promptcdm.membership import probe_of
+from promptcdm.statistics import GRID
+from promptcdm.tensorfile import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from paper.stage import Stage
+
+
+def train_classifier(stage: Stage) -> JointClassifier:
+    """Train it, or read it from the run's folder."""
+    path = stage.out / "work" / "classifier.safetensors"
+
+    def train() -> dict[str, float]:
+        start = time.process_time()
+        latents = [probe_of(source, stage.backbone).latents for source in stage.sources.values()]
+        trained = train_joint_classifier(latents, GRID, seed=stage.plan.seed)
+        write_tensors(path, dict(trained.state_dict()), {"format": "pt"})
+        return {"seconds": time.process_time() - start}
+
+    once(path.with_suffix(".json"), train)
+    found = JointClassifier(int(stage.backbone.unet.config.in_channels), GRID, len(stage.names))
+    found.load_state_dict(read_tensors(path)[0])
+    return found.eval()

@@ -1,0 +1,161 @@
+"""Everything that the results depend on, in one place. A run keeps its plan, and refuses to go on with another."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from promptcdm.errors import BadInput
+from promptcdm.settings import TrainSettings
+from promptcdm.tensorfile import write_json
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parents[1] / "examples"
+
+# How an adapter is trained on nano. It is found elsewhere, and every system here trains with the same.
+TRAINING = TrainSettings(steps=1200, unconditional="adapter", mixed_precision="no")
+VENDORS = (
+    *("emojione", "fluent-emoji", "fluent-emoji-flat", "fxemoji"),
+    *("noto-v1", "openmoji", "streamline-kameleon-color", "twemoji"),
+)
+TOPICS = ("activities", "animals", "food", "nature", "objects", "people", "smileys", "travel")
+# With --quick: of the kinds of system one each, where there are several.
+ONLY_QUICK = (
+    *(
+        "backbone",
+        "monolith",
+        "oracle source",
+        "best source",
+        "draw uniform",
+        "draw prompt",
+        "draw each step",
+    ),
+    *("average", "soup", "switch", "LoRAtorio", "classifier", "classifier top-1", "posterior top-1"),
+    *(
+        "prompt top-1",
+        "product",
+        "product top-1",
+        "product top-2",
+        "Ito",
+        "regional",
+        "phrases",
+        "monolith phrases",
+    ),
+)
+STRATA = ("wording", "source-concept", "concept", "withheld", "joined")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Prompts of each stratum."""
+
+    validation: int  # for choosing; their concepts are in no test prompt
+    test: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run of the experiment."""
+
+    name: str
+    sources: str  # folder of source folders; held-out pictures in its folder heldout
+    names: tuple[str, ...] = ()  # of them; () is all
+    backbone: str = "nano"
+    prompts: str = ""  # a committed file; "" makes them from the folders
+    nouns: str = ""  # CSV of concept and noun: only these concepts are asked for
+    counts: Counts = Counts(6, 40)
+    training: TrainSettings = TRAINING
+    budget: str = (
+        "images"  # every system sees equally many pictures; "plateau": each stops on its held-out loss
+    )
+    seeds: int = 1  # trainings of the primary systems
+    monoliths: tuple[str, ...] = ("monolith", "monolith 8r", "monolith tagged")
+    steps: int = 25  # denoising steps
+    guidance: tuple[float, ...] = (
+        1.5,
+        2.0,
+        3.0,
+    )  # tried on validation prompts, alike for every kind of system
+    systems: tuple[str, ...] = ()  # of systems.py; () is all
+    chunk: int = 16  # pictures of one unit of work
+    ruler_pictures: int = 400
+    ruler_levels: int = 7
+    judges: tuple[str, ...] = ("nano-judge",)  # the first one chooses; another may be the sealed one
+    towers: tuple[str, ...] = ("instance-tower", "concept-tower")
+    clip: str = ""  # open_clip model and local weights, NAME:FILE, for CLIPScore
+    forget_slices: int = 4
+    membership_pictures: int = 200
+    control_steps: int = 400  # of membership's positive control
+    splits: tuple[int, ...] = (2, 4, 16, 32)  # numbers of sources that all pictures are split into, for scale
+    seed: int = 0
+    options: dict[str, bool] = field(default_factory=lambda: {"continual": True, "slices": True})
+
+    def record(self) -> dict[str, Any]:
+        """As JSON; a path inside the project is told from its root."""
+        told = json.loads(json.dumps(asdict(self)))
+        root = HERE.parents[1]
+        for key in ("sources", "prompts", "nouns"):
+            if told[key] and Path(told[key]).is_relative_to(root):
+                told[key] = Path(told[key]).relative_to(root).as_posix()
+            elif told[key]:
+                told[key] = Path(told[key]).name
+        return dict(told)
+
+
+VENDOR = Plan(
+    name="vendor",
+    sources=str(EXAMPLES / "emoji" / "out"),
+    names=VENDORS,
+    prompts=str(HERE / "prompts" / "vendor.csv"),
+    nouns=str(EXAMPLES / "emoji" / "countable.csv"),
+    training=replace(TRAINING, steps=600),
+    seeds=5,
+)
+TOPIC = replace(
+    VENDOR,
+    name="topic",
+    sources=str(EXAMPLES / "emoji" / "out" / "topics"),
+    names=TOPICS,
+    prompts=str(HERE / "prompts" / "topic.csv"),
+    seeds=1,
+    monoliths=("monolith", "monolith 8r"),
+    splits=(),
+    options={"continual": False, "slices": False},
+)
+QUICK = replace(
+    VENDOR,
+    name="quick",
+    sources=str(EXAMPLES / "emoji" / "slice"),
+    names=("fluent-emoji-flat", "fxemoji", "openmoji", "twemoji"),
+    prompts=str(HERE / "prompts" / "quick.csv"),
+    counts=Counts(2, 10),
+    training=replace(TRAINING, steps=120),
+    seeds=1,
+    monoliths=("monolith",),
+    steps=8,
+    guidance=(2.0,),
+    chunk=25,
+    systems=ONLY_QUICK,
+    ruler_pictures=60,
+    ruler_levels=4,
+    membership_pictures=24,
+    control_steps=0,
+    splits=(),
+    options={"continual": False, "slices": False},
+)
+PLANS = {plan.name: plan for plan in (VENDOR, TOPIC, QUICK)}
+
+
+def keep(plan: Plan, out: Path) -> None:
+    """Write the plan into the folder of the run. Raises BadInput where another one is there."""
+    path = out / "plan.json"
+    if path.is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        differing = sorted(key for key, value in plan.record().items() if there.get(key) != value)
+        if differing:
+            raise BadInput(f"{out} is a run with another {', '.join(differing)}; give another --out")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, plan.record())

@@ -1,0 +1,217 @@
+"""The fast ruler: how well each system denoises held-out pictures, noise level by noise level, without any sampling.
+
+    e(x_0, t, system) = mean over the latents of (eps_system(x_t, t, c) - n)^2        c   the picture's own caption
+
+Every source, the bare backbone and the monoliths predict each noised picture once; what a router makes of the sources'
+predictions costs no further row. In the same pass each router is asked for the true source: its log-loss,
+- log w_true. All systems meet the same noises.
+
+    raw/ruler.csv    a row for each picture and level: error of every system, loss of every router
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from baselines.joint_classifier import joint_classifier_router
+from baselines.loratorio import loratorio_router
+from torch import Tensor
+
+from paper.adapters import bare_adapter
+from paper.sources import part_of, read_rows
+from paper.stage import Stage, read_csv, write_csv
+from paper.units import done
+from promptcdm.adapter import Adapter
+from promptcdm.compose import by_source, compose_noise, keep_largest
+from promptcdm.composed_unet import ComposedUNet
+from promptcdm.fixed_noise import clean_latents, noise_of, predicted_noise
+from promptcdm.router import (
+    Router,
+    posterior_router,
+    prior_router,
+    prompt_prior,
+    share_prior,
+    stack_statistics,
+    uniform_router,
+)
+from promptcdm.source_errors import timesteps_of
+
+_AT_ONCE = 8  # pictures
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One held-out picture."""
+
+    source: str
+    number: int  # in its source
+    concept: str
+    part: str
+    caption: str
+
+
+@dataclass
+class _Heard:
+    """A router that keeps every prediction of the last call."""
+
+    eps: Tensor | None = None  # (K, B, C, h, w)
+
+    def router(self, count: int) -> Router:
+        def route(state: Any, x_t: Tensor, alpha_bar: Tensor, eps: Tensor | None) -> tuple[Tensor, Any]:
+            self.eps = eps
+            return x_t.new_full((len(x_t), count), 1.0 / count), state
+
+        return Router(route, needs_eps=True)
+
+
+def held_out_pictures(stage: Stage) -> list[HeldOut]:
+    """Equally many of every source where there are so many, drawn by the seed; at most `plan.ruler_pictures`."""
+    each = max(1, stage.plan.ruler_pictures // len(stage.held_out))
+    found = []
+    for name, source in stage.held_out.items():
+        concept = {row.file: row.concept for row in read_rows(Path(stage.plan.sources) / "heldout" / name)}
+        order = np.random.default_rng(stage.plan.seed).permutation(len(source))[:each]
+        for number in sorted(int(i) for i in order):
+            item = source.items[number]
+            own = concept.get(item.file, item.caption)
+            found.append(HeldOut(name, number, own, part_of(own), item.caption))
+    return found
+
+
+def measure(stage: Stage) -> list[dict[str, str]]:
+    """Measure every held-out picture; the rows of raw/ruler.csv."""
+    pictures = held_out_pictures(stage)
+    parts = [pictures[i : i + _AT_ONCE] for i in range(0, len(pictures), _AT_ONCE)]
+    units: dict[Path, Callable[[], Any]] = {
+        stage.out / "work" / "ruler" / f"{n:04d}.json": lambda part=part: _measure(stage, part)  # type: ignore[misc]
+        for n, part in enumerate(parts)
+    }
+    rows = [row for found in done(units).values() for row in found]
+    write_csv(stage.raw / "ruler.csv", rows)
+    return read_csv(stage.raw / "ruler.csv")
+
+
+def best_source(stage: Stage, rows: Sequence[dict[str, str]]) -> str:
+    """The source that alone has the least error on all sources' validation pictures."""
+    own = [row for row in rows if row["part"] == "validation"] or list(rows)
+    return min(stage.names, key=lambda name: math.fsum(float(row[f"error {name} alone"]) for row in own))
+
+
+def routers(stage: Stage, captions: Sequence[str], truth: Sequence[str], seed: int = 0) -> dict[str, Router]:
+    """Routers that need no sampler's path, by the names of the systems that they are of."""
+    adapters = stage.of_sources(seed)
+    known = [a.statistics for a in adapters if a.statistics is not None]
+    n, statistics = len(adapters), stack_statistics(known)
+    share = share_prior(torch.tensor([s.count for s in known]))
+    prior = prompt_prior(stage.backbone.encode_mean(list(captions)), [s.caption_prototypes for s in known])
+    right = torch.stack([torch.eye(n)[stage.names.index(name)] for name in truth])
+    return {
+        "average": uniform_router(n),
+        "oracle source": prior_router(right),
+        "LoRAtorio": loratorio_router(),
+        "classifier": joint_classifier_router(stage.classifier, prior),
+        "posterior": posterior_router(statistics, share),
+        "prompt": prior_router(prior),
+        "product": posterior_router(statistics, prior),
+    }
+
+
+_ALSO_TOP = ("classifier", "posterior", "prompt", "product")
+
+
+def _measure(stage: Stage, part: Sequence[HeldOut]) -> list[dict[str, Any]]:
+    """Rows of some pictures, all noise levels."""
+    images = [stage.held_out[p.source].picture(p.number) for p in part]
+    captions, truth = [p.caption for p in part], [p.source for p in part]
+    x_0, own = clean_latents(stage.backbone, images), routers(stage, captions, truth)
+    rows = []
+    for k, (t, eps, x_t, noise) in enumerate(_predictions(stage, x_0, captions)):
+        a = stage.backbone.alpha_bar(torch.tensor([float(t)]))
+        errors, losses = _of_level(stage, own, eps, x_t, a.float().expand(len(part)), noise, truth)
+        for b, picture in enumerate(part):
+            rows.append(
+                {
+                    "source": picture.source,
+                    "picture": picture.number,
+                    "concept": picture.concept,
+                    "part": picture.part,
+                    "level": k,
+                    "log_snr": round(float(a.logit()), 4),
+                    **{f"error {name}": float(error[b]) for name, error in errors.items()},
+                    **{f"loss {name}": float(loss[b]) for name, loss in losses.items()},
+                }
+            )
+    return rows
+
+
+def _predictions(
+    stage: Stage, x_0: Tensor, captions: Sequence[str]
+) -> list[tuple[int, dict[str, Tensor], Tensor, Tensor]]:
+    """Of each level, noise falling: timestep, eps (B, C, h, w) by adapter, x_t and the noise that is in it."""
+    adapters = everyone(stage)
+    heard = _Heard()
+    view = ComposedUNet(
+        stage.backbone,
+        list(adapters.values()),
+        router=heard.router(len(adapters)),
+        guidance_scale=1.0,
+    )
+    found = []
+    with closing(view) as composed:
+        texts = composed.encode(list(captions))
+        for k, t in enumerate(reversed(timesteps_of(stage.backbone, stage.plan.ruler_levels))):
+            a = stage.backbone.alpha_bar(torch.tensor([float(t)])).to(x_0)
+            noise = noise_of(x_0.shape[1:], stage.plan.seed, k).to(x_0)
+            x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
+            predicted_noise(composed, x_t, t, texts)
+            assert heard.eps is not None
+            found.append((t, dict(zip(adapters, heard.eps.float(), strict=True)), x_t, noise))
+    return found
+
+
+def everyone(stage: Stage, seed: int = 0) -> dict[str, Adapter]:
+    """The sources, the backbone as one of them, the soup and the plain monoliths; a tagged one needs its tag."""
+    sources = dict(zip(stage.names, stage.of_sources(seed), strict=True))
+    monoliths = [name for name in stage.plan.monoliths if name != "monolith tagged"]
+    others = {name: stage.adapter(name, seed) for name in ("soup", *monoliths)}
+    return {**sources, "backbone": bare_adapter(next(iter(sources.values()))), **others}
+
+
+def _of_level(
+    stage: Stage,
+    own: dict[str, Router],
+    eps: dict[str, Tensor],
+    x_t: Tensor,
+    alpha_bar: Tensor,
+    noise: Tensor,
+    truth: Sequence[str],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Errors (B,) of every system and log-losses (B,) of every router."""
+    by = torch.stack([eps[name] for name in stage.names])  # (N, B, C, h, w)
+    right = torch.tensor([stage.names.index(name) for name in truth])
+    made = {f"{name} alone" if name in stage.names else name: each for name, each in eps.items()}
+    losses = {}
+    for name, router in own.items():
+        beside = name == "LoRAtorio"
+        given = torch.cat([eps["backbone"][None], by]) if beside else by
+        w, _ = router.route(router.start, x_t, alpha_bar, given)
+        w = w[:, 1:] if beside else w
+        made[name] = compose_noise(by, w)
+        for k in (1, 2) if name in _ALSO_TOP else ():
+            made[f"{name} top-{k}"] = compose_noise(by, keep_largest(w, k))
+        chance = by_source(w).gather(1, right[:, None])[:, 0]
+        losses[name] = -chance.double().clamp(min=1e-12).log()
+    errors = {name: (each - noise).square().mean((1, 2, 3)) for name, each in made.items()}
+    for name in ("prompt", "average"):  # a source is drawn: its expected error
+        w, _ = own[name].route(own[name].start, x_t, alpha_bar, None)
+        drawn = (by - noise).square().mean((2, 3, 4)).T
+        errors["draw prompt" if name == "prompt" else "draw uniform"] = (w * drawn).sum(1)
+    losses.pop("oracle source")
+    return errors, losses

@@ -1,0 +1,116 @@
+"""The paper's claims on real sources, by one command, with every baseline.
+
+    python eval/paper/run.py --quick                     four sources of the committed slice: a trial of the whole
+    python eval/paper/run.py --plan vendor               eight collections; build them first: examples/emoji/build.py
+    python eval/paper/run.py --plan topic                eight topics of them
+    python eval/paper/run.py --sources FOLDER --backbone B --out DIR      your own folders, any Stable Diffusion
+
+Stages: prompts, adapters, ruler, choice, pictures, scores, forgetting, protection, report. Each writes files that a
+rerun picks up. The same command given in two shells shares the work between them; so does --workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from paper.plan import HERE, PLANS, Plan, keep
+from promptcdm.errors import PromptCDMError, RunFailed
+
+STAGES = (
+    "prompts",
+    "adapters",
+    "ruler",
+    "choice",
+    "pictures",
+    "scores",
+    "forgetting",
+    "protection",
+    "report",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the script; 0 done, 1 failed, 2 wrong input."""
+    given = _arguments(arguments)
+    try:
+        plan = plan_of(given)
+        out = given.out or HERE / "results" / plan.name
+        keep(plan, out)
+        others = _others(given, arguments)
+        run(plan, out, device=given.device, until=given.until, say=lambda line: print(line, flush=True))
+        if any(other.wait() for other in others):
+            raise RunFailed(
+                "another worker failed; its message is above, and a rerun goes on from what is done"
+            )
+    except PromptCDMError as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RunFailed) else 2
+    return 0
+
+
+def run(
+    plan: Plan,
+    out: Path,
+    *,
+    device: str = "cpu",
+    until: str = "report",
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Every stage up to `until`. Raises as the parts of promptcdm do."""
+    from paper.experiment import Experiment  # torch is loaded here, after the number of threads was set
+
+    experiment = Experiment.open(plan, out, device, say)
+    for name in STAGES[: STAGES.index(until) + 1]:
+        experiment.run(name)
+
+
+def plan_of(given: argparse.Namespace) -> Plan:
+    """The plan that the flags name, with what they change."""
+    plan = PLANS["quick" if given.quick else given.plan]
+    if given.sources:
+        own = {"sources": str(given.sources), "names": (), "prompts": "", "nouns": ""}
+        plan = replace(plan, name=f"{plan.name}-{given.sources.resolve().name}", **own)
+    prompts = {"prompts": str(given.prompts)} if given.prompts else {}
+    judges = {"judges": tuple(given.judges.split(","))} if given.judges else {}
+    return replace(plan, backbone=given.backbone, **prompts, **judges)
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="the same as --plan quick")
+    parser.add_argument("--plan", choices=sorted(PLANS), default="vendor", help="[vendor]")
+    parser.add_argument("--backbone", default="nano", help="nano, a diffusers folder or a hub id [nano]")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or mps [cpu]")
+    parser.add_argument(
+        "--sources", type=Path, help="a folder of source folders, with heldout/NAME beside them"
+    )
+    parser.add_argument(
+        "--prompts", type=Path, help="CSV of prompts; left out, they are drawn from the folders"
+    )
+    parser.add_argument("--judges", help="names with commas; the first chooses [nano-judge]")
+    parser.add_argument("--out", type=Path, help="folder of the run [eval/paper/results/PLAN]")
+    parser.add_argument("--until", choices=STAGES, default="report", help="the last stage [report]")
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each [2]")
+    return parser.parse_args(arguments)
+
+
+def _others(given: argparse.Namespace, arguments: Sequence[str] | None) -> list[subprocess.Popen[bytes]]:
+    """The other workers: the same command, each with one thread, as torch's threads would wait for each other."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    command = [sys.executable, str(Path(__file__).resolve()), *words, "--workers", "1"]
+    return [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(given.workers - 1)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

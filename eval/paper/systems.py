@@ -1,0 +1,215 @@
+"""The systems that are compared. Each says which adapters it composes, by which router, with which levers.
+
+Every router here is one of promptcdm's, or one of eval/baselines. All systems draw the same prompts from the same
+seeds, with the guidance of their kind and the unconditional branch that the adapters were trained for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from baselines.ito import ito_router
+from baselines.joint_classifier import JointClassifier, joint_classifier_router
+from baselines.loratorio import loratorio_router
+from baselines.switch import switch_router
+from torch import Tensor
+
+from paper.plan import Plan
+from paper.prompts import Prompt
+from promptcdm.adapter import Adapter
+from promptcdm.backbone import Backbone
+from promptcdm.errors import BadInput
+from promptcdm.levers import Levers
+from promptcdm.router import (
+    Router,
+    posterior_router,
+    prior_router,
+    prompt_prior,
+    share_prior,
+    stack_statistics,
+)
+from promptcdm.settings import RouterName
+from promptcdm.source_statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a router may be made from: the prompts of one batch, and the sources that are composed."""
+
+    prompts: Sequence[Prompt]
+    names: Sequence[str]  # N sources, in the order of the weights
+    adapters: Sequence[Adapter]
+    backbone: Backbone
+    classifier: Callable[[], JointClassifier]
+    best: str  # the source that alone denoises the validation pictures best
+
+    @property
+    def prior(self) -> Tensor:
+        """pi_i(c), (B, N)."""
+        texts = [prompt.text for prompt in self.prompts]
+        return prompt_prior(
+            self.backbone.encode_mean(texts), [_known(a).caption_prototypes for a in self.adapters]
+        )
+
+    @property
+    def share(self) -> Tensor:
+        """Each source's share of the pictures, (N,)."""
+        return share_prior(torch.tensor([_known(adapter).count for adapter in self.adapters]))
+
+    def only(self, sources: Sequence[str]) -> Tensor:
+        """One-hot (B, N) on a source for each prompt."""
+        return torch.stack([torch.eye(len(self.names))[self.names.index(source)] for source in sources])
+
+
+Route = Callable[[Asked], Router | RouterName]
+
+
+@dataclass(frozen=True)
+class System:
+    """One way to draw."""
+
+    name: str
+    what: str  # a line for the reader
+    route: Route
+    of: str = "sources"  # sources, beside backbone (the backbone as the first of them), backbone, soup, or a monolith
+    levers: Levers = Levers()
+    ancestral: bool = False  # with the noise of the reverse process (DDIM, eta 1)
+    phrases: bool = False  # each phrase of a joined prompt in its own region: joined prompts only
+    layout_until: float = 0.0  # with `phrases`: the backbone alone lays the scene out up to here
+    tagged: bool = False  # a source, drawn from pi(c), is named before the prompt
+
+    @property
+    def kind(self) -> str:
+        """What guidance is tuned for: composed, monolith or backbone."""
+        kinds = {
+            "sources": "composed",
+            "beside backbone": "composed",
+            "soup": "composed",
+            "backbone": "backbone",
+        }
+        return kinds.get(self.of, "monolith")
+
+
+def _named(name: RouterName) -> Route:
+    return lambda asked: name
+
+
+def _posterior(asked: Asked) -> Router:
+    return posterior_router(stack_statistics([_known(adapter) for adapter in asked.adapters]), asked.share)
+
+
+def _classifier(asked: Asked) -> Router:
+    return joint_classifier_router(asked.classifier(), asked.prior)
+
+
+def _oracle(asked: Asked) -> Router:
+    return prior_router(asked.only([prompt.sources[0] for prompt in asked.prompts]))
+
+
+def _best(asked: Asked) -> Router:
+    return prior_router(asked.only([asked.best] * len(asked.prompts)))
+
+
+def _top(route: Route, name: str, what: str, ks: Sequence[int] = (0, 1, 2)) -> list[System]:
+    return [System(name if not k else f"{name} top-{k}", what, route, levers=Levers(top_k=k)) for k in ks]
+
+
+UNIFORM = _named("uniform")
+SYSTEMS: tuple[System, ...] = (
+    System("backbone", "no adapter", UNIFORM, "backbone"),
+    System("monolith", "one adapter on all pictures, rank r", UNIFORM, "monolith"),
+    System("monolith 8r", "one adapter on all pictures, rank 8 r", UNIFORM, "monolith 8r"),
+    System(
+        "monolith tagged",
+        "captions tagged by source, tag drawn from pi(c)",
+        UNIFORM,
+        "monolith tagged",
+        tagged=True,
+    ),
+    System("oracle source", "the source that the prompt is about; a diagnostic", _oracle),
+    System("best source", "alone denoises validation pictures best", _best),
+    System("draw uniform", "one source a picture, all alike", UNIFORM, levers=Levers(draw="once")),
+    System(
+        "draw prompt",
+        "one source a picture, from pi(c): exact",
+        _named("prompt"),
+        levers=Levers(draw="once"),
+    ),
+    System(
+        "draw each step",
+        "one source a step, from the product",
+        _named("posterior"),
+        levers=Levers(draw="step"),
+        ancestral=True,
+    ),
+    System("average", "1 / N of each", UNIFORM),
+    System(
+        "composite",
+        "LoRA Composite: 1 / N, own unconditional branches",
+        UNIFORM,
+        levers=Levers(unconditional_from="adapter"),
+    ),
+    System("soup", "Diffusion Soup: one adapter, the average change", UNIFORM, "soup"),
+    System(
+        "switch", "LoRA Switch: the next source every 5 calls", lambda asked: switch_router(len(asked.names))
+    ),
+    System(
+        "LoRAtorio",
+        "by patch, who differs most from the backbone",
+        lambda asked: loratorio_router(),
+        "beside backbone",
+    ),
+    *_top(_classifier, "classifier", "pi(c) times a classifier of x_t that saw every source"),
+    *_top(_posterior, "posterior", "each source's own Gaussian of x_t"),
+    *_top(_named("prompt"), "prompt", "pi(c) from each source's captions"),
+    *_top(_named("posterior"), "product", "pi(c) times the posterior: promptcdm's default"),
+    System("Ito", "SuperDiff's OR, from pi(c)", lambda asked: ito_router(asked.prior), ancestral=True),
+    System(
+        "regional",
+        "by region the source nearest to its phrase; all read the whole prompt",
+        _named("regional"),
+    ),
+    System(
+        "phrases",
+        "by region the source nearest to its phrase, which is all it reads",
+        UNIFORM,
+        phrases=True,
+    ),
+    System(
+        "phrases, layout",
+        "the same after the backbone has laid the scene out",
+        UNIFORM,
+        phrases=True,
+        layout_until=0.2,
+    ),
+    System(
+        "monolith phrases", "the monolith reads each phrase in its region", UNIFORM, "monolith", phrases=True
+    ),
+)
+# Which may become the primary system of its kind; all are measured alike on validation prompts.
+COMPOSED = ("product", "product top-1", "product top-2", "prompt top-1", "draw prompt")
+MONOLITHS = ("monolith", "monolith 8r", "monolith tagged")
+
+
+def systems_of(plan: Plan) -> tuple[System, ...]:
+    """The systems of a plan. Raises BadInput for a name that is none.
+
+    Where adapters have their own unconditional branch, LoRA Composite is the average itself and is left out.
+    """
+    unknown = sorted(set(plan.systems) - {system.name for system in SYSTEMS})
+    if unknown:
+        raise BadInput(f"no system is called {unknown[0]}; known: {', '.join(s.name for s in SYSTEMS)}")
+    return tuple(
+        system
+        for system in SYSTEMS
+        if (not plan.systems or system.name in plan.systems)
+        and (system.kind != "monolith" or system.of in plan.monoliths)
+        and not (system.name == "composite" and plan.training.unconditional == "adapter")
+    )
+
+
+def _known(adapter: Adapter) -> Statistics:
+    assert adapter.statistics is not None  # all were trained here
+    return adapter.statistics
