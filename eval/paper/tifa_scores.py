@@ -56,9 +56,7 @@ def judge_drawings(
         images = {p.id: folder / f"{p.id}.png" for p in prompts if (folder / f"{p.id}.png").is_file()}
         facts = {"system": drawing.system.name, "without": drawing.without, "seed": drawing.seed}
         for judge in judges:
-            path = (
-                folder / f"tifa-{file_name(judge.replace('/', '-').replace(':', '-'))}-{prompts[0].part}.json"
-            )
+            path = folder / _file(judge, prompts)
             units[path] = lambda i=images, j=judge, f=facts: _judged(stage, prompts, i, j, f)  # type: ignore[misc]
     return [row for rows in done(units).values() for row in rows]
 
