@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from promptcdm.adapter_record import AdapterRecord
 from promptcdm.engine import FIXED_RANK, Engine
 from promptcdm.errors import AdapterMismatch, BadInput
-from promptcdm.lora import plain_layers, target_modules
+from promptcdm.lora import making_modules, plain_layers, target_modules
 from promptcdm.prompt import PromptEmbeds, encode_prompts
 from promptcdm.shipped import shipped
 from promptcdm.text_lora import TextLora, acting, fitted, text_layers
@@ -79,7 +79,7 @@ class Backbone:
         if dtype != "auto" and dtype not in DTYPES:
             raise BadInput(f"dtype {dtype!r} is unknown; accepted: auto, {', '.join(DTYPES)}")
         wanted = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else torch.float16)
-        with _quiet():
+        with making_modules, _quiet():
             pipe = _load_pipeline(model, torch.float16 if wanted == torch.float16 else torch.float32, variant)
             if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
                 raise BadInput(

@@ -46,13 +46,13 @@ def draw_batch(
     views = torch.randint(bucket.mean.shape[0], (size,), generator=generator)
     t = torch.randint(len(backbone.alphas_cumprod), (size,), generator=generator)
     mean, std = bucket.mean[views, rows], bucket.std[views, rows]
-    x_0 = mean + std * torch.randn(mean.shape, generator=generator)
-    noise = torch.randn(x_0.shape, generator=generator)
-    drop = torch.rand(size, generator=generator) < settings.caption_dropout
+    x_0 = mean + std * _normal(mean.shape, generator)
+    noise = _normal(x_0.shape, generator)
+    drop = torch.rand(size, generator=generator, dtype=torch.float32) < settings.caption_dropout
     if settings.unconditional == "backbone":
         drop[:] = False  # the bare backbone answers for the empty caption
     if settings.noise_offset:
-        noise = noise + settings.noise_offset * torch.randn((*noise.shape[:2], 1, 1), generator=generator)
+        noise = noise + settings.noise_offset * _normal((*noise.shape[:2], 1, 1), generator)
     return Batch(
         bucket.items[rows], t, x_0 * backbone.pipe.vae.config.scaling_factor, noise, drop, time_ids(bucket)
     )
@@ -82,14 +82,19 @@ def weighted_errors(
         sample = x_t.to(device) if half else x_t.to(device, backbone.dtype)
         t = batch.t.to(device)
         predicted = backbone.unet(sample, t, embeds, added_cond_kwargs=added, return_dict=False)[0]
-    difference: Tensor = predicted.float().cpu() - target
+    difference: Tensor = predicted.float() - target.to(device)
     error = difference.square().mean((1, 2, 3))
     # Both predictions weigh the error of x_0: eps by SNR, v by SNR + 1. Beyond min_snr that is held, so that the many
     # nearly clean steps do not drown the noisy ones, where the caption decides what is drawn.
     snr = (abar / (1 - abar)).flatten()
     weight_of_x_0 = snr if epsilon else snr + 1
     held = weight_of_x_0.clamp(max=settings.min_snr) if settings.min_snr > 0 else weight_of_x_0
-    return error * held / weight_of_x_0
+    return error * held.to(device) / weight_of_x_0.to(device)
+
+
+def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """fp32 whatever torch's default is: a model that loads in another thread sets that for all."""
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
 
 
 def _draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucket:

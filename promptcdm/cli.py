@@ -108,6 +108,13 @@ def _root(
 def import_adapter(
     lora: Annotated[str, typer.Argument(help="file, folder or hub id of a LoRA", metavar="PATH_OR_HUB_ID")],
     source: Annotated[str, typer.Option(help="the name it gets in the store", metavar="NAME")],
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            help="pictures with captions, or a .txt of captions that it draws, for the router's statistics",
+            metavar="PATH_OR_URL",
+        ),
+    ] = None,
     replace: Replace = False,
     store: Store = Path("adapters"),
     config: Config = None,
@@ -115,8 +122,8 @@ def import_adapter(
 ) -> None:
     """Bring in a LoRA of another tool's making.
 
-    Takes kohya's, diffusers' and peft's formats. Such an adapter has no statistics for a router: compose it
-    with --router uniform.
+    Takes kohya's, diffusers' and peft's formats. Without --samples such an adapter has no statistics for a router:
+    compose it with --router uniform.
     """
     which = settle(BackboneSettings, read_config(config, ALL_SETTINGS) if config else {}, flags)
 
@@ -124,7 +131,12 @@ def import_adapter(
     from promptcdm.store import AdapterStore
 
     facts = asdict(settle(Provenance, {}, flags)) | asdict(settle(ImportSettings, {}, flags))
-    adapter = read_adapter(lora, source, load_backbone(which), **facts)
+    backbone = load_backbone(which)
+    adapter = read_adapter(lora, source, backbone, **facts)
+    if samples is not None:
+        from promptcdm.sample_statistics import with_samples
+
+        adapter = with_samples(adapter, samples, backbone)
     AdapterStore(store).add(adapter, replace=replace)
     say_adapter(store, adapter)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,19 +13,26 @@ from promptcdm.cli_evaluate import say_table
 from promptcdm.config import read_config, settle
 from promptcdm.errors import BadInput, BadSource, RunFailed
 from promptcdm.flags import Config, Replace, Store, with_flags
-from promptcdm.settings import BackboneSettings, GenerateSettings, Provenance, TrainSettings
+from promptcdm.settings import (
+    BackboneSettings,
+    GenerateSettings,
+    Provenance,
+    RunSettings,
+    TrainSettings,
+)
 
 if TYPE_CHECKING:
     from promptcdm.adapter import Adapter
     from promptcdm.backbone import Backbone
+    from promptcdm.encoding_cache import EncodingCache
     from promptcdm.source import Source
 
-ALL_SETTINGS = (BackboneSettings, TrainSettings, GenerateSettings)
+ALL_SETTINGS = (BackboneSettings, TrainSettings, RunSettings, GenerateSettings)
 LARGE_PIXELS = 256  # from here on a picture is not meant for nano
 CUT_SHOWN = 20  # captions of a source
 
 
-@with_flags(Provenance, BackboneSettings, TrainSettings)
+@with_flags(Provenance, BackboneSettings, TrainSettings, RunSettings)
 def train_adapter(
     source: Annotated[
         str | None,
@@ -52,65 +60,122 @@ def train_adapter(
     checkpoint when the same command is given again.
     """
     chosen = read_config(config, ALL_SETTINGS) if config else {}
-    which, settings = settle(BackboneSettings, chosen, flags), settle(TrainSettings, chosen, flags)
+    task = _Task(
+        settle(BackboneSettings, chosen, flags),
+        settle(TrainSettings, chosen, flags),
+        settle(RunSettings, chosen, flags),
+        store,
+        replace,
+        by_omission=flags["backbone"] is None and "backbone" not in chosen,
+    )
     provenance = settle(Provenance, {}, flags)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (every is not None or dry_run):
+        raise BadInput("several processes train one source together: start them without --all and --dry-run")
     if every is not None:
         if source is not None or data is not None or provenance != Provenance():
             raise BadInput(
                 "--all takes each source's name, pictures and licence from its own folder; give it alone"
             )
-        _plan_all(every, which, settings) if dry_run else _train_all(every, which, settings, store, replace)
+        _plan_all(every, task) if dry_run else _train_all(every, task)
         return
     if source is None:
         raise BadInput("--source is missing: a source's name, or its folder; --all FOLDER trains many")
     opened = _open_source(source, data, provenance)
-    if flags["backbone"] is None and "backbone" not in chosen:
-        _refuse_large_pictures(opened)
-    if dry_run:
-        _plan([opened], which, settings)
-    else:
-        _train(opened, which, settings, store, replace)
+    task.refuse_large_pictures(opened)
+    _plan([opened], task) if dry_run else _train(opened, task)
 
 
-def _train(
-    source: Source, which: BackboneSettings, settings: TrainSettings, store: Path, replace: bool
-) -> None:
+@dataclass(frozen=True)
+class _Task:
+    """What one command was asked for, whatever the source."""
+
+    which: BackboneSettings
+    settings: TrainSettings
+    run: RunSettings
+    store: Path
+    replace: bool
+    by_omission: bool  # whether nobody named a backbone
+
+    def refuse_large_pictures(self, source: Source) -> None:
+        """Refuse to train nano, which draws 64 px, on pictures for a Stable Diffusion, unless it was named."""
+        large = sum(min(item.width, item.height) >= LARGE_PIXELS for item in source.items)
+        if self.by_omission and 2 * large > len(source):
+            raise BadInput(
+                f"{large} of {len(source)} pictures have {LARGE_PIXELS} px or more, and the default backbone, "
+                "nano, draws 64 px for demonstration; name a Stable Diffusion (or nano itself) with --backbone"
+            )
+
+    def cache(self) -> EncodingCache | None:
+        """What the encodings are kept in on disk."""
+        from promptcdm.encoding_cache import EncodingCache
+
+        return EncodingCache(Path(self.run.cache), self.run.keep_cache) if self.run.cache else None
+
+
+def _train(source: Source, task: _Task) -> None:
     from promptcdm.store import AdapterStore
 
-    adapters = AdapterStore(store)
-    if source.name in adapters.sources() and not replace:
-        raise BadInput(f"{store / source.name} exists; --replace trains it again and replaces it")
+    adapters, settings = AdapterStore(task.store), task.settings
+    if source.name in adapters.sources() and not task.replace:
+        raise BadInput(f"{task.store / source.name} exists; --replace trains it again and replaces it")
 
+    from promptcdm.looking_on import check_run, looking_on
+    from promptcdm.processes import these_processes
     from promptcdm.progress import training_bar
     from promptcdm.train_all import train_into
 
-    backbone = _load_after_captions([source], which, settings)
+    check_run(task.run)
+    processes = these_processes()
+    processes.share(settings.rows)  # refuses more processes than pictures of a step
+    backbone = _load_after_captions([source], task)
+    shown: dict[str, Any] = {
+        "watch": training_bar,
+        "look": lambda source: looking_on(source, backbone, settings, task.run),
+    }
     try:
-        adapter = train_into(adapters, source, backbone, settings, replace=replace, watch=training_bar)
+        adapter = train_into(
+            adapters,
+            source,
+            backbone,
+            settings,
+            replace=task.replace,
+            cache=task.cache(),
+            processes=processes,
+            **(shown if processes.main else {}),
+        )
     except KeyboardInterrupt:
         raise RunFailed("stopped; the same command goes on from the last checkpoint") from None
-    _say_early_stop(adapter, settings)
-    say_adapter(store, adapter)
+    processes.end()
+    if processes.main:
+        _say_early_stop(adapter, settings)
+        say_adapter(task.store, adapter)
 
 
-def _train_all(
-    folder: Path, which: BackboneSettings, settings: TrainSettings, store: Path, replace: bool
-) -> None:
+def _train_all(folder: Path, task: _Task) -> None:
+    from promptcdm.looking_on import check_run, looking_on
     from promptcdm.progress import training_bar
     from promptcdm.store import AdapterStore
     from promptcdm.train_all import source_folders, train_all
 
+    check_run(task.run)
     source_folders(folder)  # refuses a folder without any before a backbone is loaded
-    backbone = load_backbone(which)
+    backbone, settings = load_backbone(task.which), task.settings
+
+    def on_open(source: Source) -> None:
+        task.refuse_large_pictures(source)
+        _say_notes(source, settings, backbone.pipe.tokenizer)
+
     try:
         outcomes = train_all(
             folder,
             backbone,
             settings,
-            store=AdapterStore(store),
-            replace=replace,
+            store=AdapterStore(task.store),
+            replace=task.replace,
             watch=training_bar,
-            on_open=lambda source: _say_notes(source, settings, backbone.pipe.tokenizer),
+            look=lambda source: looking_on(source, backbone, settings, task.run),
+            cache=task.cache(),
+            on_open=on_open,
         )
     except KeyboardInterrupt:
         raise RunFailed("stopped; the same command keeps what is done and goes on") from None
@@ -121,7 +186,7 @@ def _train_all(
         raise RunFailed(f"{failed} of {len(outcomes)} sources failed; the same command tries them again")
 
 
-def _plan_all(folder: Path, which: BackboneSettings, settings: TrainSettings) -> None:
+def _plan_all(folder: Path, task: _Task) -> None:
     """Plan every folder that can be trained on; the others are told, and are an error at last."""
     from promptcdm.source import Source
     from promptcdm.train_all import source_folders
@@ -129,22 +194,24 @@ def _plan_all(folder: Path, which: BackboneSettings, settings: TrainSettings) ->
     sources, failed = [], 0
     for place in source_folders(folder):
         try:
-            sources.append(Source.open(place))
-        except BadSource as error:
+            source = Source.open(place)
+            task.refuse_large_pictures(source)
+            sources.append(source)
+        except (BadSource, BadInput) as error:
             failed += 1
             typer.echo(f"{place.name}: {error}", err=True)
     if sources:
-        _plan(sources, which, settings)
+        _plan(sources, task)
     if failed:
         raise BadInput(f"{failed} of {failed + len(sources)} sources cannot be trained on")
 
 
-def _plan(sources: list[Source], which: BackboneSettings, settings: TrainSettings) -> None:
-    backbone = _load_after_captions(sources, which, settings)
+def _plan(sources: list[Source], task: _Task) -> None:
+    backbone = _load_after_captions(sources, task)
 
     from promptcdm.train_plan import duration, plan_training
 
-    plans = [plan_training(source, backbone, settings) for source in sources]
+    plans = [plan_training(source, backbone, task.settings) for source in sources]
     for plan in plans:
         typer.echo(plan.text())
     if len(plans) > 1:
@@ -153,21 +220,21 @@ def _plan(sources: list[Source], which: BackboneSettings, settings: TrainSetting
     typer.echo("nothing was written")
 
 
-def _load_after_captions(sources: list[Source], which: BackboneSettings, settings: TrainSettings) -> Backbone:
+def _load_after_captions(sources: list[Source], task: _Task) -> Backbone:
     """Load the backbone, and its tokenizer before it, so that captions that are cut are told first."""
     from promptcdm.clip_tokenizer import load_tokenizer
 
     backbone = None
     try:
-        tokenizer = load_tokenizer(which.backbone)
+        tokenizer = load_tokenizer(task.which.backbone)
     except (
         BadInput
     ):  # a single file may have its tokenizer from elsewhere, and a wrong name is told by loading it
-        backbone = load_backbone(which)
+        backbone = load_backbone(task.which)
         tokenizer = backbone.pipe.tokenizer
     for source in sources:
-        _say_notes(source, settings, tokenizer)
-    return backbone or load_backbone(which)
+        _say_notes(source, task.settings, tokenizer)
+    return backbone or load_backbone(task.which)
 
 
 def _say_notes(source: Source, settings: TrainSettings, tokenizer: Any) -> None:
@@ -214,16 +281,6 @@ def _open_source(source: str, data: str | None, provenance: Provenance) -> Sourc
     for note in opened.notes:
         typer.echo(f"{opened.name}: {note}", err=True)
     return opened
-
-
-def _refuse_large_pictures(source: Source) -> None:
-    """Refuse to train nano, which draws 64 px, on pictures for a Stable Diffusion, unless asked to."""
-    large = sum(min(item.width, item.height) >= LARGE_PIXELS for item in source.items)
-    if 2 * large > len(source):
-        raise BadInput(
-            f"{large} of {len(source)} pictures have {LARGE_PIXELS} px or more, and the default backbone, "
-            "nano, draws 64 px for demonstration; name a Stable Diffusion (or nano itself) with --backbone"
-        )
 
 
 def load_backbone(which: BackboneSettings) -> Backbone:

@@ -7,14 +7,19 @@ import torch
 from promptcdm.settings import Precision
 
 
-def device_class(device: torch.device, dtype: torch.dtype, mixed_precision: Precision = "no") -> str:
+def device_class(
+    device: torch.device, dtype: torch.dtype, mixed_precision: Precision = "no", processes: int = 1
+) -> str:
     """One line such as "cpu AVX2, 2 threads, float32" or "NVIDIA H100 80GB HBM3, float32, bf16 autocast".
 
-    A CPU's vector instructions and the number of threads decide the order of sums, and so the last bits.
+    A CPU's vector instructions, the number of threads and that of processes decide the order of sums, and so the last
+    bits.
     """
     kind = str(dtype).removeprefix("torch.")
     if computes_in_bf16(mixed_precision, device):
         kind += ", bf16 autocast"
+    if processes > 1:
+        kind += f", {processes} processes"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {kind}"
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""A source as numbers: its pictures as VAE moments, each caption's embedding, both computed once and kept in memory.
+"""A source as numbers: its pictures as VAE moments, each caption's embedding, computed once and kept in memory.
 
     I     pictures              V     views: 1, or 2 with mirrored pictures
     U     different captions    I_b   pictures of one bucket, that is, of one size
@@ -9,8 +9,9 @@ Cropped and mirrored before they are encoded. The moments, not a sample, so that
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image, ImageOps
@@ -18,10 +19,13 @@ from torch import Tensor
 
 from promptcdm.backbone import Backbone
 from promptcdm.buckets import Size, bucket_sizes, grouped
+from promptcdm.encoding_cache import EncodingCache
 from promptcdm.errors import BadInput
 from promptcdm.prompt import PromptEmbeds
 from promptcdm.settings import TrainSettings
 from promptcdm.source import Source
+from promptcdm.source_statistics import Statistics
+from promptcdm.statistics import caption_prototypes, latent_covariance, on_grid
 
 _BLOCK = 32  # pictures that are encoded at once where they are small
 _PIXELS = 2 * 512 * 512  # that are encoded at once: the VAE's first layers take some 500 bytes for each
@@ -56,19 +60,23 @@ def encode_source(
     settings: TrainSettings,
     trigger: str,
     only: Sequence[int] | None = None,
+    cache: EncodingCache | None = None,
 ) -> EncodedSource:
-    """Encode the pictures, or `only` those of these numbers, and every caption. Raises BadInput for the resolution."""
+    """Encode the pictures, or `only` those of these numbers, and every caption; what is in the cache is read instead.
+
+    Raises BadInput for the resolution, and as `EncodingCache.get` does.
+    """
     out = held_out_items(source, settings)
     chosen = range(len(source.items)) if only is None else only
     buckets = tuple(
-        _bucket(source, backbone, settings, size, [i for i in items if i in chosen], out)
+        _bucket(source, backbone, settings, size, [i for i in items if i in chosen], out, cache)
         for size, items in picture_sizes(source, backbone, settings).items()
         if any(i in chosen for i in items)
     )
     captions = tuple(f"{trigger} {item.caption}".strip() for item in source.items)
     unique = sorted({captions[i] for i in chosen})
     with torch.no_grad():
-        parts = [*encode_captions(unique, backbone), backbone.encode_negative("", 1)]
+        parts = [*encode_captions(unique, backbone, cache), _empty_caption(backbone, cache)]
     row = {caption: n for n, caption in enumerate(unique)}
     pooled = [p.pooled for p in parts if p.pooled is not None]
     return EncodedSource(
@@ -115,9 +123,89 @@ def turns(source: Source) -> Tensor:
     return torch.tensor([i for i, item in enumerate(source.items) for _ in range(item.repeats)])
 
 
-def encode_captions(captions: Sequence[str], backbone: Backbone) -> list[PromptEmbeds]:
+def encode_captions(
+    captions: Sequence[str], backbone: Backbone, cache: EncodingCache | None = None
+) -> list[PromptEmbeds]:
     """Embeddings of the captions in their order, 64 at a time."""
-    return [backbone.encode_prompts(captions[i : i + 64]) for i in range(0, len(captions), 64)]
+    blocks = [captions[i : i + 64] for i in range(0, len(captions), 64)]
+    return [
+        _embeds(backbone, cache, "captions", block, partial(backbone.encode_prompts, block))
+        for block in blocks
+    ]
+
+
+def _empty_caption(backbone: Backbone, cache: EncodingCache | None) -> PromptEmbeds:
+    return _embeds(backbone, cache, "empty", [], lambda: backbone.encode_negative("", 1))
+
+
+def _embeds(
+    backbone: Backbone,
+    cache: EncodingCache | None,
+    kind: str,
+    captions: Sequence[str],
+    encode: Callable[[], PromptEmbeds],
+) -> PromptEmbeds:
+    """What `encode` returns, through the cache where there is one."""
+    if cache is None:
+        return encode()
+
+    def make() -> dict[str, Tensor]:
+        made = encode()
+        parts = {"embeds": made.embeds, "pooled": made.pooled, "mean": made.mean}
+        return {name: part.cpu() for name, part in parts.items() if part is not None}
+
+    found = cache.get(backbone, kind, captions, make)
+    here = {name: part.to(backbone.device) for name, part in found.items()}
+    return PromptEmbeds(here["embeds"], here.get("pooled"), here["mean"])
+
+
+def _moments(
+    source: Source,
+    backbone: Backbone,
+    size: Size,
+    items: Sequence[int],
+    mirrored: bool,
+    cache: EncodingCache | None,
+) -> tuple[Tensor, Tensor]:
+    """Mean and std (B, C, h, w) of the VAE's posterior of these pictures, through the cache where there is one."""
+
+    def make() -> dict[str, Tensor]:
+        pictures = [_fit(source.picture(i), size) for i in items]
+        mean, std = backbone.encode_images([ImageOps.mirror(p) for p in pictures] if mirrored else pictures)
+        return {"mean": mean, "std": std}
+
+    if cache is None:
+        found = make()
+    else:
+        what = [size.width, size.height, mirrored, *(source.items[i].pixels_sha256 for i in items)]
+        found = cache.get(backbone, "pictures", what, make)
+    return found["mean"], found["std"]
+
+
+@torch.no_grad()
+def statistics_of(
+    captions: Sequence[str],
+    moments: Sequence[tuple[Tensor, Tensor]],
+    backbone: Backbone,
+    cache: EncodingCache | None = None,
+) -> Statistics:
+    """What a router may know of pictures: of their captions, without a trigger, and moments (I_b, C, h, w) by size."""
+    unique = sorted(set(captions))
+    means = [part.mean.float().cpu() for part in encode_captions(unique, backbone, cache)]
+    prototypes, share = caption_prototypes(torch.cat(means))
+    scale = backbone.pipe.vae.config.scaling_factor
+    latent_mean, latent_var, factor = latent_covariance(
+        *on_grid([(m * scale, s * scale) for m, s in moments])
+    )
+    return Statistics(len(captions), latent_mean, latent_var, prototypes, share, factor)
+
+
+def trained_statistics(
+    source: Source, data: EncodedSource, backbone: Backbone, cache: EncodingCache | None = None
+) -> Statistics:
+    """Those of a whole source, from its pictures as training sees them, unmirrored."""
+    captions = [item.caption for item in source.items]
+    return statistics_of(captions, [(b.mean[0], b.std[0]) for b in data.buckets], backbone, cache)
 
 
 def _bucket(
@@ -127,14 +215,14 @@ def _bucket(
     size: Size,
     items: list[int],
     out: frozenset[int],
+    cache: EncodingCache | None,
 ) -> Bucket:
     views = 2 if settings.flip else 1
     means: list[list[Tensor]] = [[] for _ in range(views)]
     stds: list[list[Tensor]] = [[] for _ in range(views)]
     for part in _parts(len(items), _PIXELS // (size.width * size.height)):
-        pictures = [_fit(source.picture(i), size) for i in items[part]]
         for view in range(views):
-            mean, std = backbone.encode_images([ImageOps.mirror(p) for p in pictures] if view else pictures)
+            mean, std = _moments(source, backbone, size, items[part], view == 1, cache)
             means[view].append(mean)
             stds[view].append(std)
     row = {item: n for n, item in enumerate(items)}

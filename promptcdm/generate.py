@@ -57,10 +57,10 @@ class Generation:
         paths = []
         for n, (image, record) in enumerate(zip(self.images, self.records, strict=True)):
             paths.append(out / f"{n:04d}.png")
-            write_bytes(paths[-1], _png(image, record if metadata else None))
+            write_bytes(paths[-1], png_bytes(image, record if metadata else None))
             write_json(paths[-1].with_suffix(".json"), record)
         if len(self.images) > 1:
-            write_bytes(out / "grid.png", _png(grid(self.images, _columns(self.records)), None))
+            write_bytes(out / "grid.png", png_bytes(grid(self.images, _columns(self.records))))
         return paths
 
 
@@ -81,8 +81,32 @@ def generate(
     called after every denoising step. Raises UnknownSource for a name that the store does not hold, AdapterMismatch for
     an adapter of another backbone, BadInput for a setting out of range.
     """
-    _check(prompts, allowed, settings, backbone)
+    _check(prompts, settings, backbone)
+    _check_allowed(allowed)
     adapters = [store.load(name) for name in allowed]
+    return draw_pictures(
+        prompts,
+        adapters,
+        backbone=backbone,
+        settings=settings,
+        strength=strength,
+        allow_backbone_mismatch=allow_backbone_mismatch,
+        on_step=on_step,
+    )
+
+
+def draw_pictures(
+    prompts: Sequence[str],
+    adapters: Sequence[Adapter],
+    *,
+    backbone: Backbone,
+    settings: GenerateSettings = GenerateSettings(),
+    strength: Mapping[str, float] | None = None,
+    allow_backbone_mismatch: bool = False,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Generation:
+    """`generate` from adapters at hand, which need not be in a store."""
+    _check(prompts, settings, backbone)
     composed = ComposedUNet(
         backbone,
         adapters,
@@ -107,14 +131,15 @@ def generate(
     return Generation(images, records, weights)
 
 
-def _check(
-    prompts: Sequence[str], allowed: Sequence[str], settings: GenerateSettings, backbone: Backbone
-) -> None:
-    if isinstance(prompts, str) or not prompts:
-        raise BadInput("prompts takes a list of one or more texts")
+def _check_allowed(allowed: Sequence[str]) -> None:
     sources = [source_of(name) for name in allowed]
     if isinstance(allowed, str) or len(set(sources)) < len(sources):
         raise BadInput(f"allowed takes a list of different source names, not {allowed!r}")
+
+
+def _check(prompts: Sequence[str], settings: GenerateSettings, backbone: Backbone) -> None:
+    if isinstance(prompts, str) or not prompts:
+        raise BadInput("prompts takes a list of one or more texts")
     factor = backbone.pipe.vae_scale_factor
     for name in ("height", "width"):
         if getattr(settings, name) < 0 or getattr(settings, name) % factor:
@@ -221,7 +246,7 @@ def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
-def _png(image: Image.Image, record: Mapping[str, Any] | None) -> bytes:
+def png_bytes(image: Image.Image, record: Mapping[str, Any] | None = None) -> bytes:
     """The file's bytes: no time, path or host; with a record, A1111's `parameters` chunk."""
     info = PngInfo()
     if record is not None:

@@ -42,7 +42,7 @@ def held_out_loss(
 ) -> float:
     """The mean weighted error over all rows, to 6 digits, as the log holds it."""
     errors = [weighted_errors(soft, batch, data, backbone, settings) for batch in batches]
-    return round(float(torch.cat(errors).double().mean()), 6)
+    return round(float(torch.cat(errors).cpu().double().mean()), 6)
 
 
 def best_so_far(log: Sequence[Mapping[str, float]]) -> tuple[int, int]:
@@ -79,4 +79,4 @@ def _batches(
 def _noise(bucket: Bucket, item: int, settings: TrainSettings, source_digest: str) -> Tensor:
     """(TIMESTEPS, C, h, w) of the seed, the source and the picture's number alone."""
     generator = keyed_generator(f"{settings.seed} {source_digest} held out {item}")
-    return torch.randn(TIMESTEPS, *bucket.mean.shape[2:], generator=generator)
+    return torch.randn(TIMESTEPS, *bucket.mean.shape[2:], generator=generator, dtype=torch.float32)

@@ -1,8 +1,8 @@
 """Take in a LoRA that another tool made: a file, a folder or a repository of the Hugging Face hub.
 
 Nothing in such a file says for certain which model it belongs to, so the caller does, by naming the backbone;
-what can be checked, the name and shape of every layer, is. It has no statistics: only a router that needs
-none can weigh it.
+what can be checked, the name and shape of every layer, is. It has no statistics, so that only a router that needs
+none can weigh it, until `sample_statistics` gives it some.
 """
 
 from __future__ import annotations

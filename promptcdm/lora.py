@@ -10,6 +10,7 @@ changed inside `running`, under the caller's lock, and is none outside it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -22,6 +23,10 @@ from torch import Tensor, nn
 from promptcdm.errors import AdapterMismatch
 
 PREFIX = "unet."
+# Held while modules are made. While diffusers, transformers and accelerate load a model, torch's default type of
+# numbers, its initialisations and the registering of parameters are others for the whole process; of two that load at
+# once, the later would put back what the earlier had put in.
+making_modules = threading.RLock()
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 WIDE = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 
@@ -84,7 +89,8 @@ def new_layers(unet: nn.Module, name: str, ranks: Mapping[str, int]) -> None:
         alpha_pattern=dict(ranks),
         bias="none",
     )
-    inject_adapter_in_model(config, unet, adapter_name=name)
+    with making_modules:
+        inject_adapter_in_model(config, unet, adapter_name=name)
     del unet.peft_config  # PEFT's own note on the model; what is in the UNet is read from its layers
     for _, layer in lora_layers(unet):
         if name in layer.lora_A:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from promptcdm.errors import BadInput
 from promptcdm.picture import SUFFIXES, BadPicture, decode_picture
 from promptcdm.places import is_hidden
+
+GRID = "grid.png"  # all pictures of one run of `generate`
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,24 @@ class PictureFolder:
         if not files:
             raise BadInput(f"{folder}: holds no picture; give a folder of {', '.join(SUFFIXES)} files")
         return cls(folder, tuple(files), tuple(_digest(folder / file) for file in files))
+
+    def without_grids(self) -> PictureFolder:
+        """Without what `generate` writes beside its pictures to show them together.
+
+        That is a grid.png without a record, in a folder where another picture has one.
+        """
+        recorded = {file for file in self.files if (self.folder / file).with_suffix(".json").is_file()}
+        folders = {PurePosixPath(file).parent for file in recorded}
+        kept = [
+            index
+            for index, file in enumerate(self.files)
+            if file in recorded
+            or PurePosixPath(file).name != GRID
+            or PurePosixPath(file).parent not in folders
+        ]
+        return PictureFolder(
+            self.folder, tuple(self.files[i] for i in kept), tuple(self.sha256[i] for i in kept)
+        )
 
     def __len__(self) -> int:
         return len(self.files)

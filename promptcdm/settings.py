@@ -18,6 +18,7 @@ BranchName = Literal["recorded", "backbone", "adapter"]
 Precision = Literal["auto", "bf16", "no"]
 ExportFormat = Literal["kohya", "diffusers", "peft"]
 RateSchedule = Literal["cosine", "linear", "constant"]
+TrackerName = Literal["", "tensorboard", "wandb"]
 AttributeMethod = Literal["denoising", "leave-one-out", "statistics", "weights"]
 SchedulerName = Literal["default", "ddim", "ddpm", "dpm++", "unipc", "euler", "lcm"]
 
@@ -51,6 +52,10 @@ class TrainSettings:
     )
     prompt_tokens: int = _setting(4, "learned token embeddings of a soft prompt")
     learning_rate: float = _setting(1e-3, "AdamW learning rate; ten times as much for a soft prompt")
+    loraplus_lr_ratio: float = _setting(
+        1.0,
+        "learning rate of a LoRA's B over that of its A; 10 or so learns faster (LoRA+, Hayou et al. 2024)",
+    )
     lr_scheduler: RateSchedule = _setting(
         "cosine", "cosine or linear, both to 0 at the last step, or constant"
     )
@@ -105,6 +110,26 @@ class TrainSettings:
     def rows(self) -> int:
         """Pictures of one step: those of all its batches."""
         return self.batch_size * self.gradient_accumulation
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What goes on beside a training. Nothing of it changes the adapter, or is recorded with it."""
+
+    sample_every: int = _setting(0, "steps between sample pictures; 0 draws none")
+    sample_prompts: str = _setting(
+        "", "what the samples show, texts with | between; nothing takes the source's first four captions"
+    )
+    samples: str = _setting("samples", "folder of the samples, a grid a time: NAME/step-000100.png")
+    tracker: TrackerName = _setting(
+        "", "tensorboard or wandb: loss, learning rate, held-out loss and samples go there too"
+    )
+    tracker_folder: str = _setting("logs", "where tensorboard's files go; wandb has a place of its own")
+    cache: str = _setting(
+        "",
+        "folder for encoded pictures and captions, which can be decoded: deleted after the run unless kept",
+    )
+    keep_cache: bool = _setting(False, "keep what is in the cache for the next training")
 
 
 def same_settings(recorded: Mapping[str, object], settings: TrainSettings) -> bool:

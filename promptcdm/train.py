@@ -10,7 +10,7 @@ is keyed by (seed, source digest, step), so neither resuming nor anything else i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -26,14 +26,16 @@ from promptcdm.backbone import Backbone
 from promptcdm.batch import Batch, draw_batch, weighted_errors
 from promptcdm.checkpoint import load_checkpoint, save_checkpoint
 from promptcdm.device_class import device_class
-from promptcdm.encoded_source import EncodedSource, encode_captions, encode_source
+from promptcdm.encoded_source import EncodedSource, encode_source, trained_statistics
+from promptcdm.encoding_cache import EncodingCache
 from promptcdm.errors import BadInput, RunFailed
 from promptcdm.held_out import best_so_far, held_out_batches, held_out_loss
 from promptcdm.keyed_random import keyed_generator
 from promptcdm.learning_rate import rate_share
+from promptcdm.onlooker import Onlooker
+from promptcdm.processes import ALONE, Processes
 from promptcdm.settings import Kind, Precision, RateSchedule, TrainSettings, Unconditional
 from promptcdm.source import Source
-from promptcdm.statistics import caption_prototypes, latent_covariance, on_grid
 from promptcdm.weight_average import copies, put, standing_in, update_average
 
 OnStep = Callable[[int, float], None]
@@ -48,44 +50,59 @@ def train_adapter(
     *,
     checkpoint: Path | None = None,
     on_step: OnStep | None = None,
+    onlooker: Onlooker | None = None,
+    cache: EncodingCache | None = None,
+    processes: Processes = ALONE,
 ) -> Adapter:
-    """Train `source` and return its adapter; `on_step(step, loss)` is called after every step.
+    """Train `source` and return its adapter; `on_step(step, loss)` is called after every step, then the onlooker.
 
-    With `checkpoint`, a folder, training goes on from there after an interruption. Raises BadInput for settings out of
+    With `checkpoint`, a folder, training goes on from there after an interruption; with `cache` what is encoded is kept
+    on disk, until its `finish` is called. Of several `processes` each runs its part of a step's rows and returns the
+    adapter; the main one alone keeps checkpoints and calls the onlooker. Raises BadInput for settings out of
     range and RunFailed where the loss is not finite or the device's memory is too small. The backbone is left as it
     was, bit for bit.
     """
     check_settings(settings)
-    manifest = source.manifest()
-    trigger = settings.trigger or source.trigger
     with backbone.lock, memory_is_told(backbone):
-        data = encode_source(source, backbone, settings, trigger)
-        with trainable(backbone, settings, manifest.merkle_root) as parameters:
-            run = _Run(parameters, data, backbone, settings, manifest.merkle_root)
-            log = _optimize(run, checkpoint, on_step)
+        data = encode_source(source, backbone, settings, settings.trigger or source.trigger, cache=cache)
+        with trainable(backbone, settings, source.manifest().merkle_root) as parameters:
+            run = _Run(parameters, data, backbone, settings, source, processes)
+            log = _optimize(run, checkpoint, on_step, onlooker)
             weights = lora.read_out(backbone.unet, LORA_NAME)
-    prompt = {n: p.detach().float().cpu() for n, p in soft_prompt(parameters).items()}
-    statistics = _statistics(source, backbone, data)
+    return _adapter(run, weights, trained_statistics(source, data, backbone, cache), log)
+
+
+def _adapter(
+    run: _Run,
+    weights: dict[str, Tensor],
+    statistics: Statistics | None,
+    log: Sequence[dict[str, float]] = (),
+) -> Adapter:
+    """The adapter of these LoRA weights and of the soft prompt as it is."""
+    source, backbone, settings = run.source, run.backbone, run.settings
+    prompt = {
+        n: p.detach().to("cpu", torch.float32, copy=True) for n, p in soft_prompt(run.parameters).items()
+    }
     record = AdapterRecord(
         source=source.name,
         kind=settings.kind,
         unconditional=settings.unconditional,
-        trigger=trigger,
+        trigger=settings.trigger or source.trigger,
         backbone=BackboneRecord(
             name=backbone.name, digest=backbone.digest, architecture=backbone.architecture
         ),
         settings=asdict(settings),
         sha256=adapter_digest(weights, prompt, statistics),
-        source_digest=manifest.merkle_root,
+        source_digest=run.source_digest,
         items=len(source.items),
         license=source.license,
         author=source.author,
         origin=source.origin,
         attribution=source.attribution,
         versions={name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
-        device=device_class(backbone.device, backbone.dtype, settings.mixed_precision),
+        device=device_class(backbone.device, backbone.dtype, settings.mixed_precision, run.processes.count),
     )
-    return Adapter(source.name, weights, prompt, statistics, record, manifest, tuple(log))
+    return Adapter(source.name, weights, prompt, statistics, record, source.manifest(), tuple(log))
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -115,6 +132,10 @@ def check_settings(settings: TrainSettings) -> None:
             raise BadInput(f"{name} {getattr(settings, name)!r} is unknown; accepted: {', '.join(accepted)}")
     if not 0 < settings.learning_rate < 1:
         raise BadInput(f"learning_rate is {settings.learning_rate}; it takes a number between 0 and 1")
+    if not settings.loraplus_lr_ratio > 0:
+        raise BadInput(
+            f"loraplus_lr_ratio is {settings.loraplus_lr_ratio}; it takes a number above 0, 1 is off"
+        )
     for name in ("caption_dropout", "ema_decay", "held_out"):
         if not 0 <= getattr(settings, name) < 1:
             raise BadInput(f"{name} is {getattr(settings, name)}; it takes 0 up to, not including, 1")
@@ -168,7 +189,9 @@ def _new_parameters(backbone: Backbone, settings: TrainSettings, source_digest: 
             encoder = getattr(backbone.pipe, name, None)
             if encoder is not None:
                 table = encoder.get_input_embeddings().weight
-                start = torch.randn(settings.prompt_tokens, table.shape[1], generator=generator)
+                start = torch.randn(
+                    settings.prompt_tokens, table.shape[1], generator=generator, dtype=torch.float32
+                )
                 parameters[f"prompt.{name}"] = nn.Parameter(
                     (start * table.float().std().cpu()).to(backbone.device)
                 )
@@ -179,7 +202,8 @@ def _new_parameters(backbone: Backbone, settings: TrainSettings, source_digest: 
         for name, layer in lora.lora_layers(backbone.unet):
             a, b = layer.lora_A[LORA_NAME].weight, layer.lora_B[LORA_NAME].weight
             bound = 1 / math.sqrt(a[0].numel())
-            a.data.copy_((torch.rand(a.shape, generator=generator) * 2 - 1) * bound)
+            drawn = torch.rand(a.shape, generator=generator, dtype=torch.float32)
+            a.data.copy_((drawn * 2 - 1) * bound)
             b.data.zero_()
             parameters[f"lora.{name}.lora_A"], parameters[f"lora.{name}.lora_B"] = a, b
     return parameters
@@ -198,7 +222,13 @@ class _Run:
     data: EncodedSource
     backbone: Backbone
     settings: TrainSettings
-    source_digest: str
+    source: Source
+    processes: Processes
+
+    @property
+    def source_digest(self) -> str:
+        """Of the manifest."""
+        return self.source.manifest().merkle_root
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must be of."""
@@ -209,7 +239,9 @@ class _Run:
         }
 
 
-def _optimize(run: _Run, checkpoint: Path | None, on_step: OnStep | None) -> list[dict[str, float]]:
+def _optimize(
+    run: _Run, checkpoint: Path | None, on_step: OnStep | None, onlooker: Onlooker | None
+) -> list[dict[str, float]]:
     """Take all steps, or stop early, and leave the parameters as the adapter is to have them."""
     parameters, settings = run.parameters, run.settings
     optimizer = new_optimizer(parameters, settings)
@@ -233,21 +265,42 @@ def _optimize(run: _Run, checkpoint: Path | None, on_step: OnStep | None) -> lis
         last = step == settings.steps
         if measured and (step % settings.held_out_every == 0 or last):
             _measure(run, measured, log, average, best)
-        if checkpoint and (step % settings.checkpoint_every == 0 or last):
+        if checkpoint and run.processes.main and (step % settings.checkpoint_every == 0 or last):
             save_checkpoint(checkpoint, step, parameters, optimizer, run.identity(), log, kept)
         if on_step:
             on_step(step, loss)
+        if onlooker and run.processes.main:
+            _show(run, onlooker, log[-1], average)
     put(parameters, best if best and best_so_far(log)[0] else average or parameters)
     return log
 
 
+def _show(run: _Run, onlooker: Onlooker, row: Mapping[str, float], average: Mapping[str, Tensor]) -> None:
+    """Hand the onlooker a row of the log and, where it wants it, the adapter as it would be written now."""
+    step, settings, unet = int(row["step"]), run.settings, run.backbone.unet
+    onlooker.on_row({**row, "learning_rate": settings.learning_rate * rate_share(step - 1, settings)})
+    if not onlooker.wants(step, settings.steps):
+        return
+    with standing_in(run.parameters, average):
+        adapter = _adapter(run, lora.read_out(unet, LORA_NAME), None)
+    lora.activate(unet, None)
+    try:
+        onlooker.on_adapter(step, adapter)
+    finally:
+        if "lora" in settings.kind:
+            lora.activate(unet, LORA_NAME, trainable=True)
+
+
 def new_optimizer(parameters: Parameters, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW, each parameter with a group of its own; `rate` is its learning rate before the schedule."""
-    rates = {
-        "lora": settings.learning_rate,
-        "prompt": 10 * settings.learning_rate,
-    }  # embeddings move in larger steps
-    groups = [{"params": [p], "rate": rates[n.partition(".")[0]], "lr": 0.0} for n, p in parameters.items()]
+    """AdamW, a group each for A and B of the LoRA and for the soft prompt; `rate` is its rate before the schedule.
+
+    Few groups, for on a GPU the parameters of a group are updated together.
+    """
+    rate = settings.learning_rate
+    # B starts at zero and decides how far the output moves, A only where to; embeddings move in larger steps.
+    rates = {".lora_A": rate, ".lora_B": settings.loraplus_lr_ratio * rate, "prompt.": 10 * rate}
+    of_part = {part: [p for n, p in parameters.items() if part in n] for part in rates}
+    groups = [{"params": own, "rate": rates[part], "lr": 0.0} for part, own in of_part.items() if own]
     return torch.optim.AdamW(groups, weight_decay=1e-2)
 
 
@@ -265,7 +318,8 @@ def _measure(
     """Note the held-out loss in the log's last row; the best weights so far are copied into `best`."""
     with standing_in(run.parameters, average):
         soft = soft_prompt(run.parameters)
-        log[-1]["held_out"] = held_out_loss(soft, batches, run.data, run.backbone, run.settings)
+        loss = held_out_loss(soft, batches, run.data, run.backbone, run.settings)
+        log[-1]["held_out"] = run.processes.of_main(loss, run.backbone.device)
         if best_so_far(log)[1] == 0:
             for name, value in best.items():
                 value.copy_(run.parameters[name].detach())
@@ -273,15 +327,14 @@ def _measure(
 
 def _add_gradients(run: _Run, step: int) -> float:
     """Draw one step's rows and leave their mean error's gradient in the parameters; that mean. Raises RunFailed."""
+    rows = run.settings.rows
     generator = _generator(run.settings, run.source_digest, step)
-    return add_gradients(
-        run.parameters,
-        draw_batch(run.data, run.backbone, run.settings, run.settings.rows, generator),
-        run.data,
-        run.backbone,
-        run.settings,
-        step,
-    )
+    batch = draw_batch(run.data, run.backbone, run.settings, rows, generator)
+    own = batch.part(run.processes.share(rows)) if run.processes.count > 1 else batch
+    loss = add_gradients(run.parameters, own, run.data, run.backbone, run.settings, step, rows)
+    total = torch.tensor(loss, dtype=torch.float32, device=run.backbone.device)
+    run.processes.add_up([*(p.grad for p in run.parameters.values() if p.grad is not None), total])
+    return float(total) if run.processes.count > 1 else loss
 
 
 def add_gradients(
@@ -291,32 +344,19 @@ def add_gradients(
     backbone: Backbone,
     settings: TrainSettings,
     step: int,
+    of: int = 0,
 ) -> float:
     """Run a batch in parts of `batch_size` rows, and leave the mean error's gradient in the parameters.
 
-    Returns the mean. Raises RunFailed where it is not finite.
+    Returns the mean: over `of` rows, where the batch is some of so many. Raises RunFailed where it is not finite.
     """
-    size, loss = settings.batch_size, 0.0
-    parts = len(batch.t) // size
-    for n in range(parts):
-        part = batch.part(slice(n * size, (n + 1) * size))
-        error = weighted_errors(soft_prompt(parameters), part, data, backbone, settings).mean() / parts
-        if not error.isfinite():
-            raise RunFailed(
-                f"the loss at step {step} is {error.item()}; use a lower learning_rate or dtype float32"
-            )
+    loss, rows = 0.0, len(batch.t)
+    for start in range(0, rows, settings.batch_size):
+        part = batch.part(slice(start, start + settings.batch_size))
+        errors = weighted_errors(soft_prompt(parameters), part, data, backbone, settings)
+        error = errors.mean() / ((of or rows) / len(errors))
         error.backward()  # type: ignore[no-untyped-call]
-        loss += error.item()
+        loss += error.item()  # a GPU is waited for here, once its work is queued
+        if not math.isfinite(loss):
+            raise RunFailed(f"the loss at step {step} is {loss}; use a lower learning_rate or dtype float32")
     return loss
-
-
-@torch.no_grad()
-def _statistics(source: Source, backbone: Backbone, data: EncodedSource) -> Statistics:
-    """What the router may know of this source, from its own pictures and captions (without the trigger)."""
-    captions = sorted({item.caption for item in source.items})
-    means = [part.mean.float().cpu() for part in encode_captions(captions, backbone)]
-    prototypes, share = caption_prototypes(torch.cat(means))
-    scale = backbone.pipe.vae.config.scaling_factor
-    mean, std = on_grid([(b.mean[0] * scale, b.std[0] * scale) for b in data.buckets])
-    latent_mean, latent_var, factor = latent_covariance(mean, std)
-    return Statistics(len(source.items), latent_mean, latent_var, prototypes, share, factor)

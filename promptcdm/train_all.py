@@ -16,15 +16,19 @@ from typing import Literal
 
 from promptcdm.adapter import Adapter
 from promptcdm.backbone import Backbone
+from promptcdm.encoding_cache import EncodingCache
 from promptcdm.errors import AdapterMismatch, BadInput, PromptCDMError, UnknownSource
-from promptcdm.settings import TrainSettings, same_settings
+from promptcdm.onlooker import Onlooker
+from promptcdm.processes import ALONE, Processes
+from promptcdm.settings import TrainSettings
 from promptcdm.source import Source
 from promptcdm.store import AdapterStore
 from promptcdm.train import OnStep
-from promptcdm.train_slices import steps_of, train_source
+from promptcdm.train_slices import same_training, steps_of, train_source
 
 Watch = Callable[[str, int, int], AbstractContextManager[OnStep]]  # source, steps, pictures a step
 OnOpen = Callable[[Source], None]
+Look = Callable[[Source], AbstractContextManager[Onlooker | None]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ def _unwatched(source: str, steps: int, batch_size: int) -> Iterator[OnStep]:
     yield lambda step, loss: None
 
 
+@contextmanager
+def _unseen(source: Source) -> Iterator[None]:
+    yield None
+
+
 def train_all(
     folder: Path,
     backbone: Backbone,
@@ -51,16 +60,18 @@ def train_all(
     store: AdapterStore,
     replace: bool = False,
     watch: Watch = _unwatched,
+    look: Look = _unseen,
+    cache: EncodingCache | None = None,
     on_open: OnOpen = lambda source: None,
 ) -> list[Outcome]:
     """Train every folder in `folder` as a source of its own name, in the order of names.
 
     `on_open` is given each source before it is trained. `watch(source, steps, pictures a step)` is entered around each
-    and yields its `on_step`. Raises BadInput where there is no folder to train; whatever goes wrong with one source is
-    its outcome.
+    and yields its `on_step`, `look(source)` its onlooker. Raises BadInput where there is no folder to train; whatever
+    goes wrong with one source is its outcome.
     """
     return [
-        _outcome(place, backbone, settings, store, replace, watch, on_open)
+        _outcome(place, backbone, settings, store, replace, watch, look, cache, on_open)
         for place in source_folders(folder)
     ]
 
@@ -73,18 +84,37 @@ def train_into(
     *,
     replace: bool = False,
     watch: Watch = _unwatched,
+    look: Look = _unseen,
+    cache: EncodingCache | None = None,
+    processes: Processes = ALONE,
 ) -> Adapter:
     """Train one source, going on from its checkpoint where there is one, and put the adapter into the store.
 
-    Slices that stand in the store and would come out the same are not trained again.
+    Slices that stand in the store and would come out the same are not trained again. What is in the cache stays there
+    until the adapter is in the store. Of several processes the main one puts it there.
     """
     store.check_writable()
     partial = store.checkpoint_folder(source.name)
     known = _slices(store, source.name) if settings.slices > 1 else ()
-    with watch(source.name, steps_of(source, settings), settings.rows) as on_step:
-        adapter = train_source(source, backbone, settings, checkpoint=partial, on_step=on_step, known=known)
+    bar = watch(source.name, steps_of(source, settings), settings.rows)
+    with look(source) as onlooker, bar as on_step:
+        adapter = train_source(
+            source,
+            backbone,
+            settings,
+            checkpoint=partial,
+            on_step=on_step,
+            onlooker=onlooker,
+            cache=cache,
+            processes=processes,
+            known=known,
+        )
+    if not processes.main:
+        return adapter
     store.add(adapter, replace=replace)
     shutil.rmtree(partial, ignore_errors=True)
+    if cache:
+        cache.finish()
     return adapter
 
 
@@ -113,6 +143,8 @@ def _outcome(
     store: AdapterStore,
     replace: bool,
     watch: Watch,
+    look: Look,
+    cache: EncodingCache | None,
     on_open: OnOpen,
 ) -> Outcome:
     start, items = time.monotonic(), 0
@@ -123,7 +155,9 @@ def _outcome(
         if kept:
             return Outcome(source.name, "kept", items, time.monotonic() - start, kept)
         on_open(source)
-        adapter = train_into(store, source, backbone, settings, replace=replace, watch=watch)
+        adapter = train_into(
+            store, source, backbone, settings, replace=replace, watch=watch, look=look, cache=cache
+        )
     except (PromptCDMError, OSError, RuntimeError) as error:  # out of memory is a RuntimeError of torch's
         reason = " ".join(str(error).split())
         return Outcome(place.name, "failed", items, time.monotonic() - start, reason)
@@ -140,15 +174,11 @@ def _standing(
     if source.name not in store.sources():
         return ""
     record = store.record(source.name)
-    same = (
-        record.source_digest == source.manifest().merkle_root
-        and record.backbone.digest == backbone.digest
-        and same_settings(record.settings, settings)
-    )
-    if same:
+    if same_training(record, source, backbone, settings):
         return record.sha256
     if not replace:
         raise BadInput(
-            f"{store.root / source.name} is of other pictures, settings or another backbone; --replace trains it again"
+            f"{store.root / source.name} is of other pictures, settings, trigger or another backbone; "
+            "--replace trains it again"
         )
     return ""

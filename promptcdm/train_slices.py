@@ -13,9 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from promptcdm.adapter import Adapter, joined
+from promptcdm.adapter_record import AdapterRecord
 from promptcdm.backbone import Backbone
 from promptcdm.device_class import device_class
-from promptcdm.settings import TrainSettings
+from promptcdm.encoding_cache import EncodingCache
+from promptcdm.errors import BadInput
+from promptcdm.onlooker import Onlooker
+from promptcdm.processes import ALONE, Processes
+from promptcdm.settings import TrainSettings, same_settings
 from promptcdm.slices import slices_of
 from promptcdm.source import Source
 from promptcdm.train import OnStep, train_adapter
@@ -23,14 +28,22 @@ from promptcdm.train import OnStep, train_adapter
 Keep = Callable[[Adapter, Source, Backbone, TrainSettings], bool]
 
 
+def same_training(record: AdapterRecord, source: Source, backbone: Backbone, settings: TrainSettings) -> bool:
+    """Whether an adapter came from these pictures, captions and trigger, this backbone and these settings."""
+    return (
+        record.source_digest == source.manifest().merkle_root
+        and record.backbone.digest == backbone.digest
+        and record.trigger == (settings.trigger or source.trigger)
+        and same_settings(record.settings, settings)
+    )
+
+
 def is_result_of(adapter: Adapter, source: Source, backbone: Backbone, settings: TrainSettings) -> bool:
     """Whether training `source` here and now is known to give this very adapter, record and all."""
     record = adapter.record
     return (
-        record.source_digest == source.manifest().merkle_root
-        and record.backbone.digest == backbone.digest
+        same_training(record, source, backbone, settings)
         and record.settings == asdict(settings)
-        and record.trigger == (settings.trigger or source.trigger)
         and record.versions == {name: version(name) for name in record.versions}
         and record.device == device_class(backbone.device, backbone.dtype, settings.mixed_precision)
         and (record.source, record.license, record.author) == (source.name, source.license, source.author)
@@ -45,16 +58,33 @@ def train_source(
     *,
     checkpoint: Path | None = None,
     on_step: OnStep | None = None,
+    onlooker: Onlooker | None = None,
+    cache: EncodingCache | None = None,
+    processes: Processes = ALONE,
     known: Sequence[Adapter] = (),
     keep: Keep = is_result_of,
 ) -> Adapter:
     """Train `source` whole, or in `settings.slices` slices with these settings each.
 
-    Of `known`, slices of this source, those are kept instead of trained that are what `keep` says. `on_step` counts the
-    steps of all slices. Raises as `train_adapter` does, and BadInput for fewer slices than 1.
+    Of `known`, slices of this source, those are kept instead of trained that are what `keep` says. `on_step` and
+    `onlooker` count the steps of all slices; the adapter that the onlooker is handed is the slice's. Raises as
+    `train_adapter` does, and BadInput for fewer slices than 1.
     """
     if settings.slices == 1:
-        return train_adapter(source, backbone, settings, checkpoint=checkpoint, on_step=on_step)
+        return train_adapter(
+            source,
+            backbone,
+            settings,
+            checkpoint=checkpoint,
+            on_step=on_step,
+            onlooker=onlooker,
+            cache=cache,
+            processes=processes,
+        )
+    if processes.count > 1:
+        raise BadInput(
+            f"slices is {settings.slices}; {processes.count} processes train one whole source together"
+        )
     parts = slices_of(source, settings.slices)
     own = replace(settings, slices=1)
     trained = []
@@ -63,7 +93,10 @@ def train_source(
         if kept is None:
             place = checkpoint / checkpoint_name(part) if checkpoint is not None else None
             step = _shifted(on_step, n * own.steps) if on_step else None
-            kept = train_adapter(part, backbone, own, checkpoint=place, on_step=step)
+            looks = onlooker.after(n * own.steps) if onlooker else None
+            kept = train_adapter(
+                part, backbone, own, checkpoint=place, on_step=step, onlooker=looks, cache=cache
+            )
         trained.append(kept)
     return joined(trained, settings.slices)
 

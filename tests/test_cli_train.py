@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 Run = Callable[..., tuple[int, str, str]]
 ToySource = Callable[..., Path]
@@ -84,3 +85,11 @@ def test_an_early_stop_is_told_and_so_is_a_share_of_no_picture(run: Run, birds: 
     assert " of 40: the held-out loss was lowest at " in err
     code, _, err = run(*command, "--steps", 1, "--held-out", 0.1, "--replace")
     assert code == 0 and "warning: --held-out 0.1 of 6 pictures of birds is none" in err
+
+
+def test_large_pictures_are_not_trained_on_nano_by_omission(run: Run, birds: Path) -> None:
+    for file in birds.glob("*.png"):
+        Image.open(file).resize((256, 256)).save(file)
+    for words in (("--source", birds), ("--all", birds.parent), ("--all", birds.parent, "--dry-run")):
+        code, out, err = run(*words, "--steps", 1, *FAST)
+        assert code != 0 and "6 of 6 pictures have 256 px or more" in out + err

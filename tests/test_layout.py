@@ -56,9 +56,13 @@ LAYERS = [
         "weight_average",
         "keyed_random",
         "halves",
+        "square_picture",
+        "sealed_names",
+        "tracker",
+        "processes",
     }
     | {"feature_pair", "jackknife", "tower", "colours"},
-    {"draw", "regional", "exact_share", "embedded_tower", "sscd"}
+    {"draw", "regional", "exact_share", "embedded_tower", "sscd", "beside"}
     | {"frechet", "mmd", "manifold", "inception", "dinov2", "clip_tower", "picture_folder"}
     | {
         "captions",
@@ -76,7 +80,7 @@ LAYERS = [
         "calibration",
     }
     | {"flags", "demo_result", "page", "human_ratings"},
-    {"layouts", "nearest", "separation", "made_pictures"},
+    {"layouts", "nearest", "separation", "made_pictures", "sealed_network"},
     {"source", "switched_off"},
     {"slices", "preflight", "clip_tokenizer", "training_neighbours"},
     {"kid", "cmmd", "features"}
@@ -95,6 +99,9 @@ LAYERS = [
         "engine",
         "text_lora",
         "nano_judge",
+        "sealed_judge",
+        "known_pictures",
+        "judge_errors",
         "hf_judge",
         "openai_judge",
         "made_of",
@@ -105,16 +112,16 @@ LAYERS = [
     {"adapter", "judge", "feature_cache", "asking", "alignment", "geneval", "replay"},
     {"erased"},
     {"store", "backbone"} | {"fidelity_figures", "question_files", "evaluation_run", "question_making"},
-    {"source_view", "picture_view", "run_comparison", "clipscore"},
+    {"source_view", "picture_view", "run_comparison", "clipscore", "encoding_cache"},
     {"route", "source_text", "evaluation_report", "encoded_source"},
-    {"terms", "batch"},
+    {"terms", "batch", "onlooker"},
     {"held_out"},
     {"composed_unet", "train", "forget", "export", "reference"},
     {"train_slices", "fixed_noise"},
     {"retrain", "source_errors"},
     {"generate", "import_adapter", "attribute", "evaluate", "train_all", "forget_items", "train_plan"}
     | {"fidelity"},
-    {"timeline", "ledger", "membership"},
+    {"timeline", "ledger", "membership", "looking_on", "sample_statistics"},
     {"report", "leakage_report"},
     {"demo", "leakage"},
     {"cli_evaluate", "cli_export", "cli_preflight"},
@@ -127,7 +134,7 @@ LAYERS = [
 COMMANDS = {path.stem for path in PACKAGE.glob("cli*.py")}
 # A library appears in these modules and in no other, so that its next version is met in one place.
 HOMES = {
-    "accelerate": {"train"},
+    "accelerate": {"processes", "tracker"},
     "diffusers": {"backbone", "composed_unet", "generate"},
     "fsspec": {"places"},
     "huggingface_hub": {"import_adapter"},

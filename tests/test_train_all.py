@@ -75,6 +75,15 @@ def test_given_again_what_stands_is_kept_and_what_changed_is_told_or_replaced(
     assert store.load("birds").sha256 != first[0].what
 
 
+def test_another_trigger_is_another_training(folder: Path, backbone: Backbone, store: AdapterStore) -> None:
+    train_all(folder, backbone, FAST, store=store)
+    facts = folder / "birds" / "source.toml"
+    facts.write_text(facts.read_text(encoding="utf-8") + 'trigger = "brd"\n', encoding="utf-8")
+    assert [o.state for o in train_all(folder, backbone, FAST, store=store)] == ["failed", "failed", "kept"]
+    again = train_all(folder, backbone, FAST, store=store, replace=True)
+    assert [o.state for o in again] == ["trained", "failed", "kept"]
+
+
 def test_an_interrupted_row_goes_on_where_it_stopped(
     folder: Path, backbone: Backbone, store: AdapterStore
 ) -> None:

@@ -370,6 +370,18 @@ def test_an_early_stop_keeps_the_weights_of_the_lowest_held_out_loss(
     assert again == pytest.approx(min(row["held_out"] for row in log), abs=2e-6)
 
 
+def test_loraplus_gives_b_a_rate_of_its_own(birds: Source, backbone: Backbone) -> None:
+    """AdamW's first step is the rate in the gradient's direction; A has none yet, for B is zero."""
+    one = replace(FAST, steps=1, lr_scheduler="constant", lr_warmup=0.0)
+    plain, plus = (
+        train_adapter(birds, backbone, replace(one, loraplus_lr_ratio=r)).lora for r in (1.0, 10.0)
+    )
+    for name, tensor in plain.items():
+        factor = 10 if name.endswith("lora_B.weight") else 1
+        assert tensor.any()
+        torch.testing.assert_close(plus[name], factor * tensor, rtol=1e-4, atol=1e-7)
+
+
 # Settings
 
 
@@ -380,6 +392,7 @@ def test_an_early_stop_keeps_the_weights_of_the_lowest_held_out_loss(
         ({"held_out_every": 0}, "held_out_every is 0"),
         ({"lr_scheduler": "step"}, "lr_scheduler 'step' is unknown; accepted: cosine, linear, constant"),
         ({"mixed_precision": "fp16"}, "mixed_precision 'fp16' is unknown; accepted: auto, bf16, no"),
+        ({"loraplus_lr_ratio": 0.0}, "loraplus_lr_ratio is 0.0; it takes a number above 0"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"held_out": 1.0}, "held_out is 1.0"),
         ({"lr_warmup": -0.1}, "lr_warmup is -0.1; it takes 0 to 1"),

@@ -75,7 +75,7 @@ def errors(
     finally:
         if tensors:
             lora.remove(backbone.unet, "measured")
-    return torch.cat(rows).reshape(-1, TIMESTEPS).mean(1)
+    return torch.cat(rows).cpu().reshape(-1, TIMESTEPS).mean(1)
 
 
 def interval(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
