@@ -148,7 +148,7 @@ class _Demo:
 
     def open_sources(self) -> dict[str, Source]:
         """Check every picture of every source before anything is trained."""
-        root = self.plan.pictures or shipped("emoji")
+        root = self.plan.pictures or shipped("emoji") / "demo"
         return {name: Source.open(root / name) for name in self.plan.sources}
 
     def train(self, source: Source) -> None:
@@ -290,7 +290,7 @@ class _Demo:
     def questions(self) -> tuple[Question, ...]:
         """Questions on the prompts, by rule; wrong choices are things that the collections name."""
         texts = [Text(f"{n:04d}", prompt) for n, prompt in enumerate(self.plan.prompts)]
-        root = self.plan.pictures or shipped("emoji")
+        root = self.plan.pictures or shipped("emoji") / "demo"
         labels = sorted({label for name in self.plan.sources for label in _labels(root / name)})
         return generate_questions(texts, labels)
 

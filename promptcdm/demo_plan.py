@@ -20,7 +20,7 @@ class DemoPlan:
 
     backbone: str = "nano"
     judge: str = "nano-judge"
-    pictures: Path | None = None  # folder of source folders; None: what ships
+    pictures: Path | None = None  # folder of source folders; None: the 60 of each collection that ship for it
     adapters: Path | None = None  # store of the first picture; None: what ships
     # User i may use the first i + 1 sources.
     sources: tuple[str, ...] = ("fluent-emoji-flat", "twemoji", "openmoji")
@@ -33,10 +33,12 @@ class DemoPlan:
         "a turtle",
     )  # of concepts that the backbone never saw
     shown: int = 6  # prompts in the report's grid
-    training: TrainSettings = TrainSettings(steps=600)
-    # nano knows its own pictures by heart: guidance away from its empty caption leads away from a source's hand too,
-    # into blobs; away from the adapter's own it does not.
-    generation: GenerateSettings = GenerateSettings(unconditional_from="adapter")
+    # nano knows its own pictures by heart: an adapter needs many layers to teach it another hand, and guidance
+    # away from the bare backbone's empty caption would lead away from that hand too, into blobs.
+    training: TrainSettings = TrainSettings(
+        steps=350, rank=16, targets="wide", loraplus_lr_ratio=10.0, unconditional="adapter"
+    )
+    generation: GenerateSettings = GenerateSettings()
 
 
 def plan_commands(
@@ -56,7 +58,7 @@ def _train(plan: DemoPlan, place: str) -> Iterator[tuple[str, str]]:
     for name in plan.sources:
         yield (
             f"train {name}",
-            f'promptcdm train-adapter --source {name} --data "$EMOJI/{name}"{flags}',
+            f'promptcdm train-adapter --source {name} --data "$EMOJI/demo/{name}"{flags}',
         )
 
 

@@ -4,6 +4,7 @@
 |--------------|-------------------------------------------------------------|----------------------------|
 | `nano`       | the demonstration backbone, a diffusers folder              | promptcdm/shipped/nano     |
 | `nano-judge` | the model that answers questions about pictures             | promptcdm/shipped/nano-judge |
+| `sealed-judge` | another one, for published figures only                   | promptcdm/shipped/sealed-judge |
 | `towers`     | features of 64 px pictures for fidelity and leakage         | promptcdm/shipped/towers   |
 | `adapters`   | a store of adapters, of collections that permit it          | adapters                   |
 | `emoji`      | picture folders of these collections                        | examples/emoji/slice       |
@@ -16,7 +17,7 @@ from typing import Literal
 
 from promptcdm.errors import RunFailed
 
-Shipped = Literal["nano", "nano-judge", "towers", "adapters", "emoji"]
+Shipped = Literal["nano", "nano-judge", "sealed-judge", "towers", "adapters", "emoji"]
 
 _PACKAGE = Path(__file__).parent
 _IN_CHECKOUT = {"adapters": "adapters", "emoji": "examples/emoji/slice"}

@@ -22,6 +22,9 @@ COLLECTIONS = ("fluent-emoji-flat", "twemoji", "openmoji", "fxemoji")
 SCENE_COLLECTIONS = ("fluent-emoji-flat", "twemoji", "fxemoji")
 SEED = 8
 TRAIN, HELD_OUT, SCENES = 240, 50, 60
+# The demo has minutes: few ideas, the same for each collection, so that each is learned well.
+DEMO_COLLECTIONS, DEMO = ("fluent-emoji-flat", "twemoji", "openmoji"), 60
+DEMO_CONCEPTS = ("fox", "pizza", "bus", "robot", "sunflower", "turtle")  # what it asks for
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -53,6 +56,12 @@ def order(known: dict[str, Collection[str]]) -> list[str]:
     rng.shuffle(others)
     count = {c: sum(c in have for have in known.values()) for c in (*everyday, *others)}
     return sorted(everyday, key=lambda c: -count[c]) + sorted(others, key=lambda c: -count[c])
+
+
+def demo_concepts(folders: Sequence[Path], order: Sequence[str]) -> list[str]:
+    """What the demo asks for, and the first of the others that all of the folders have."""
+    common = set.intersection(*({row["concept"] for row in _lines(folder)} for folder in folders))
+    return [*DEMO_CONCEPTS, *(c for c in order if c in common and c not in DEMO_CONCEPTS)][:DEMO]
 
 
 def write_scenes(heldout: Path, out: Path) -> int:
@@ -88,6 +97,10 @@ def main() -> None:
         count = _take(flags.built / name, flags.out / name, train, TRAIN)
         aside = _take(flags.built / "heldout" / name, flags.out / "heldout" / name, held, HELD_OUT)
         print(f"{name}: {count} pictures, {aside} held out")
+    demo = demo_concepts([flags.out / name for name in DEMO_COLLECTIONS], train)
+    for name in DEMO_COLLECTIONS:
+        count = _take(flags.out / name, flags.out / "demo" / name, demo, DEMO)
+        print(f"demo/{name}: {count} pictures")
     print(f"scenes: {write_scenes(flags.out / 'heldout', flags.out / 'scenes')}")
 
 

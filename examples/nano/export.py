@@ -13,11 +13,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from latents import latent_scale
 from safetensors.torch import load_file
+from torch import nn
 from transformers import CLIPTokenizer
 from unet import new_scheduler, new_text_encoder, new_unet
 from vae import new_vae
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+UNREAD = (
+    0.4  # length of a word's embedding: words begin at 0.28 or less, and those that captions held grow to 1.2
+)
 
 
 def pipeline_of(run: Path) -> StableDiffusionPipeline:
@@ -42,6 +46,20 @@ def pipeline_of(run: Path) -> StableDiffusionPipeline:
     )
 
 
+@torch.no_grad()
+def lengthen_unread_words(words: nn.Embedding) -> int:
+    """Give the embeddings of words that no caption held the length of the others; how many they are.
+
+    As they began, all of them together look like no word at all to the text encoder, and an adapter could not tell a
+    turtle from a robot. Their directions stay random: nothing is learned of what they mean, and captions of other words
+    are encoded as before.
+    """
+    length = words.weight.norm(dim=1)
+    unread = length < UNREAD
+    words.weight[unread] *= (length[~unread].median() / length[unread])[:, None]
+    return int(unread.sum())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -49,7 +67,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "promptcdm" / "shipped" / "nano")
     args = parser.parse_args()
-    pipe = pipeline_of(args.run).to(torch.float16)
+    pipe = pipeline_of(args.run)
+    unread = lengthen_unread_words(pipe.text_encoder.get_input_embeddings())
+    pipe.to(torch.float16)
     pipe.save_pretrained(args.out, safe_serialization=True)
     for file in args.out.rglob("config.json"):  # no path of the machine that trained it
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -62,9 +82,8 @@ def main() -> None:
     log = (args.run / "log.jsonl").read_text(encoding="utf-8")
     (args.out / "train_log.jsonl").write_text(log, encoding="utf-8")
     total = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
-    print(
-        f"{args.out}: {total / 1e6:.1f} MB of weights, step {json.loads((args.run / 'unet.json').read_text())['step']}"
-    )
+    step = json.loads((args.run / "unet.json").read_text())["step"]
+    print(f"{args.out}: {total / 1e6:.1f} MB of weights, step {step}, {unread} words of no caption")
 
 
 if __name__ == "__main__":
