@@ -143,15 +143,18 @@ def joined(out: Path, name: str, sources: Mapping[str, Source]) -> Source:
 
 def soup_of(adapters: Sequence[Adapter]) -> Adapter:
     """The equal soup of LoRAs: one adapter, whose rank is the sum of theirs."""
-    return _made(adapters[0], "soup", soup([a.lora for a in adapters], [1 / len(adapters)] * len(adapters)))
+    return made_adapter(
+        adapters[0], "soup", soup([a.lora for a in adapters], [1 / len(adapters)] * len(adapters))
+    )
 
 
 def bare_adapter(like: Adapter) -> Adapter:
     """The backbone as a source: what LoRAtorio compares with."""
-    return _made(like, "backbone-alone", {})
+    return made_adapter(like, "backbone-alone", {})
 
 
-def _made(like: Adapter, name: str, lora: dict[str, torch.Tensor]) -> Adapter:
+def made_adapter(like: Adapter, name: str, lora: dict[str, torch.Tensor]) -> Adapter:
+    """An adapter of this LoRA alone, for the backbone and the unconditional branch of another one."""
     record = like.record.model_copy(
         update={"source": name, "sha256": adapter_digest(lora, {}, None), "source_digest": "", "items": 0}
     )

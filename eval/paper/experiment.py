@@ -10,7 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from paper import adapters, attribution, choose, fidelity_scores, figures, forgetting, pictures, protection
+from paper import (
+    adapters,
+    attribution,
+    choose,
+    continual,
+    fidelity_scores,
+    figures,
+    forgetting,
+    pictures,
+    protection,
+    scale,
+)
 from paper import ruler as fast_ruler
 from paper.choose import Choice
 from paper.pictures import Drawing
@@ -51,6 +62,7 @@ class Experiment:
             "scores": self.scores,
             "forgetting": self.forgetting,
             "protection": self.protection,
+            "growth": self.growth,
             "report": self.report,
         }
         said = stages[name]()
@@ -64,7 +76,7 @@ class Experiment:
     def adapters(self) -> str:
         """Every source alone and the monoliths, of the first training seed."""
         stage = self.stage
-        names = [*stage.names, *stage.plan.monoliths]
+        names = [*stage.plan.monoliths, *stage.names]  # the longest first, so that no worker waits for long
         seconds = adapters.train(stage.plan, stage.out, stage.backbone, stage.sources, 0, names)
         return ", ".join(f"{name} {own:.0f} s" for name, own in seconds.items())
 
@@ -82,7 +94,7 @@ class Experiment:
         """The primary systems and the guidance of each kind; other training seeds of the primaries."""
         stage, choice = self.stage, self.choice
         for seed in range(1, stage.plan.seeds):
-            names = [*stage.names, choice.monolith]
+            names = [choice.monolith, *stage.names]
             adapters.train(stage.plan, stage.out, stage.backbone, stage.sources, seed, names)
         return f"{choice.composed} and {choice.monolith}, best source {choice.best}"
 
@@ -145,6 +157,16 @@ class Experiment:
         protection.copies(self.stage, self.choice)
         storage(self.stage)
         return ", ".join(f"{name} {row['auc']:.2f}" for name, row in found.get("scores", {}).items())
+
+    def growth(self) -> str:
+        """Sources one after the other, and many of them, where the plan asks for it."""
+        said = []
+        if self.stage.plan.options["continual"]:
+            found = continual.continual(self.stage)
+            said.append(f"lost: composed {found['composed_lost']:.3f}, monolith {found['monolith_lost']:.3f}")
+        if self.stage.plan.splits:
+            said.append(f"error by parts: {scale.scale(self.stage)['denoising_error']}")
+        return "; ".join(said) or "left out by this plan"
 
     def report(self) -> str:
         """Tables, figures and report.md from the raw files."""

@@ -8,7 +8,7 @@ monolith's is paired: the same prompts and the same real pictures leave both fig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -113,11 +113,11 @@ def _ratio(x: Rows, own: Rows, reference: Rows, floor: float, groups: Any) -> di
 
 def measure(
     stage: Stage, drawings: Sequence[Drawing], prompts: Sequence[Prompt], primary: Drawing
-) -> list[Mapping[str, Any]]:
+) -> list[dict[str, Any]]:
     """raw/fidelity.csv, and its rows."""
     wanted = compared_prompts(prompts)
     read_all_features(stage, drawings, wanted)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for tower in stage.plan.towers:
         real, reference = real_features(stage, tower), drawn_features(stage, primary, wanted, tower)
         for drawing in drawings:

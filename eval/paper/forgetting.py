@@ -118,7 +118,7 @@ def _stores(stage: Stage, name: str, folder: Path) -> float:
 def _at(stage: Stage, out: Path) -> Stage:
     """The same run with the adapters of another folder."""
     other = replace(stage, out=out)
-    other.prompts, other.names = stage.prompts, stage.names  # type: ignore[misc]
+    other.prompts, other.names = stage.prompts, stage.names
     return other
 
 

@@ -194,4 +194,4 @@ def _of_truth(mean: torch.Tensor, names: Sequence[str], prompt: Prompt) -> float
 
 def _entropy(w: torch.Tensor) -> float:
     """Of weights (N,), in nats."""
-    return -sum(p * math.log(p) for p in w.tolist() if p > 0)
+    return -math.fsum(p * math.log(p) for p in w.tolist() if p > 0)

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
 
 # How an adapter is trained on nano. It is found elsewhere, and every system here trains with the same.
-TRAINING = TrainSettings(steps=1200, unconditional="adapter", mixed_precision="no")
+TRAINING = TrainSettings(steps=900, unconditional="adapter", mixed_precision="no")
 VENDORS = (
     *("emojione", "fluent-emoji", "fluent-emoji-flat", "fxemoji"),
     *("noto-v1", "openmoji", "streamline-kameleon-color", "twemoji"),
@@ -131,7 +131,7 @@ QUICK = replace(
     names=("fluent-emoji-flat", "fxemoji", "openmoji", "twemoji"),
     prompts=str(HERE / "prompts" / "quick.csv"),
     counts=Counts(2, 10),
-    training=replace(TRAINING, steps=120),
+    training=replace(TRAINING, steps=90),
     seeds=1,
     monoliths=("monolith",),
     steps=8,

@@ -50,7 +50,7 @@ def _membership(stage: Stage, name: str) -> dict[str, Any]:
         probe_of(drawn(source[name], plan.membership_pictures, plan.seed), stage.backbone)
         for source in (stage.sources, stage.held_out)
     ]
-    found = membership(stage.adapter(name), *groups, stage.backbone, settings)
+    found = membership(stage.adapter(name), groups[0], groups[1], stage.backbone, settings)
     rest = [stage.adapter(own) for own in stage.names if own != name]
     rows = {
         "adapter, loss": asdict(found.scores["loss"]),

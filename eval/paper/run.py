@@ -5,8 +5,8 @@
     python eval/paper/run.py --plan topic                eight topics of them
     python eval/paper/run.py --sources FOLDER --backbone B --out DIR      your own folders, any Stable Diffusion
 
-Stages: prompts, adapters, ruler, choice, pictures, scores, forgetting, protection, report. Each writes files that a
-rerun picks up. The same command given in two shells shares the work between them; so does --workers.
+Stages: prompts, adapters, ruler, choice, pictures, scores, forgetting, protection, growth, report. Each writes files
+that a rerun picks up. The same command given in two shells shares the work between them; so does --workers.
 """
 
 from __future__ import annotations
@@ -76,11 +76,13 @@ def plan_of(given: argparse.Namespace) -> Plan:
     """The plan that the flags name, with what they change."""
     plan = PLANS["quick" if given.quick else given.plan]
     if given.sources:
-        own = {"sources": str(given.sources), "names": (), "prompts": "", "nouns": ""}
-        plan = replace(plan, name=f"{plan.name}-{given.sources.resolve().name}", **own)
-    prompts = {"prompts": str(given.prompts)} if given.prompts else {}
-    judges = {"judges": tuple(given.judges.split(","))} if given.judges else {}
-    return replace(plan, backbone=given.backbone, **prompts, **judges)
+        name = f"{plan.name}-{given.sources.resolve().name}"
+        plan = replace(plan, name=name, sources=str(given.sources), names=(), prompts="", nouns="")
+    if given.prompts:
+        plan = replace(plan, prompts=str(given.prompts))
+    if given.judges:
+        plan = replace(plan, judges=tuple(given.judges.split(",")))
+    return replace(plan, backbone=given.backbone)
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

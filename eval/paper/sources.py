@@ -24,7 +24,7 @@ from promptcdm.source import Source
 
 sys.path.append(str(EXAMPLES / "emoji"))
 
-from captions import with_article
+from captions import with_article  # type: ignore[import-not-found,unused-ignore]
 
 VALIDATION_SHARE = 4  # one concept of four
 

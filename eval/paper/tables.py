@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from paper.adapters import MONOLITH
 from paper.compare import Estimate, Scores, difference, gain, mean
 from paper.plan import STRATA
 from paper.stage import read_csv, write_csv
@@ -148,18 +149,11 @@ def ruler_rows(raw: Raw) -> list[dict[str, Any]]:
     for level in [*dict.fromkeys(row["level"] for row in test), "all"]:
         own = [row for row in test if level in (row["level"], "all")]
         by = {name: _by_concept(own, f"error {name}") for name in systems}
-        reference = by.get(raw.choice["monolith"], by.get("monolith"))
-        for name in systems if reference is not None else ():
-            facts = {
-                "level": level,
-                "log_snr": _mean(own, "log_snr") if level != "all" else "",
-                "system": name,
-            }
-            rows.append(
-                facts
-                | {"error": float(by[name].mean())}
-                | _columns("over_monolith", gain(by[name], reference))
-            )
+        reference = by[raw.choice["monolith"] if raw.choice["monolith"] in by else MONOLITH]
+        log_snr = _mean(own, "log_snr") if level != "all" else math.nan
+        for name in systems:
+            facts = {"level": level, "log_snr": log_snr, "system": name, "error": float(by[name].mean())}
+            rows.append({**facts, **_columns("over_monolith", gain(by[name], reference))})
     return rows
 
 
@@ -181,9 +175,9 @@ def claims(raw: Raw) -> list[dict[str, Any]]:
         rows.append(_claim(words, "not above 0", found, "no" if found.low > 0 else "yes"))
         ratio = Estimate(*(_mean(own, f"fd_ratio{end}") for end in ("", "_low", "_high")))
         rows.append(_claim(f"Fréchet excess ratio ({tower})", "<= 1.00", ratio, _yes(ratio.value <= 1)))
-    own, reference = (raw.scores(judge, name, ONLY_SOURCES) for name in (composed, monolith))
-    if own.size and reference.size:
-        more = gain(own, reference)
+    ours, theirs = (raw.scores(judge, name, ONLY_SOURCES) for name in (composed, monolith))
+    if ours.size and theirs.size:
+        more = gain(ours, theirs)
         rows.append(
             _claim(
                 "TIFA gain, withheld and joined",
