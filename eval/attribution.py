@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from promptcdm.backbone import Backbone
 from promptcdm.config import settle
 from promptcdm.errors import BadInput, PromptCDMError, RunFailed
 from promptcdm.fixed_noise import clean_latents
+from promptcdm.intervals import wilson_interval
 from promptcdm.picture import pixels_digest
 from promptcdm.picture_folder import PictureFolder
 from promptcdm.settings import AttributeSettings
@@ -182,19 +182,11 @@ def account(found: Sequence[Attribution], truth: Sequence[str], allowed: Sequenc
         taken[name][each.top] += 1
     return {
         "top1": right / len(found),
-        "interval": wilson(right, len(found)),
+        "interval": wilson_interval(right, len(found)),
         "by_source": {name: row[name] / max(sum(row.values()), 1) for name, row in taken.items()},
         "taken_for": taken,
         "row_forwards": sum(each.row_forwards for each in found) / len(found),
     }
-
-
-def wilson(k: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a share of k in n."""
-    share = k / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return middle - half, middle + half
 
 
 def _line(method: str, result: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where TIFA's result goes")
     parser.add_argument("--judgements", type=Path, help="file of all answers (default: OUT.judgements.jsonl)")
     parser.add_argument("--negatives", action="store_true", help="ask counterparts whose answer is no, too")
+    parser.add_argument("--errors", type=Path, help="what eval/judge_errors.py measured of the judge")
     parser.add_argument("--seed", type=int, default=0, help="of the order of choices (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     given = parser.parse_args(arguments)
@@ -47,12 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             device=given.device,
             judgements=given.judgements,
             negatives=given.negatives,
+            errors=given.errors,
         )
     except PromptCDMError as error:
         print(f"tifa.py: {error}", file=sys.stderr)
         return 1 if isinstance(error, RunFailed) else 2
-    _say(report.table())
-    _say(report.score_table())
+    for table in (report.table(), report.score_table(), report.errors_table()):
+        if table:
+            _say(table)
     for line in report.left_out():
         print(f"tifa.py: {line}", file=sys.stderr)
     return 0

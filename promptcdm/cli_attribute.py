@@ -145,7 +145,7 @@ def _pictures(given: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in given:
         if path.is_dir():
-            found += [path / file for file in PictureFolder.open(path).files if file != "grid.png"]
+            found += [path / file for file in PictureFolder.open(path).without_grids().files]
         elif path.is_file():
             found.append(path)
         else:
@@ -164,14 +164,12 @@ def _picture(file: Path) -> Image.Image:
 
 def _record(file: Path) -> dict[str, Any]:
     """The record that `generate` wrote beside a picture."""
-    from promptcdm.tensorfile import read_json
+    from promptcdm.beside import read_record, record_path
 
-    path = file.with_suffix(".json")
-    if not path.is_file():
+    record = read_record(file)
+    if record is None:
         raise BadInput(
-            f"{file}: no record {path.name} beside it; --method denoising needs none and takes any picture"
+            f"{file}: no record {record_path(file).name} beside it; --method denoising needs none and takes any "
+            "picture"
         )
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise BadInput(f"{path}: is no record of a picture; give one that generate wrote")
     return record

@@ -123,7 +123,8 @@ def evaluate_tifa(
     judge: Annotated[
         str,
         typer.Option(
-            help="nano-judge, hf:ID_OR_FOLDER, openai:URL#MODEL, replay:NAME, always-yes, first-choice",
+            help="nano-judge, hf:ID_OR_FOLDER, openai:URL#MODEL, replay:NAME, always-yes, first-choice; "
+            "sealed-judge for figures that are published",
             metavar="NAME",
         ),
     ] = "nano-judge",
@@ -142,6 +143,13 @@ def evaluate_tifa(
         bool,
         typer.Option("--negatives", help="ask each yes/no question's counterpart too, whose answer is no"),
     ] = False,
+    errors: Annotated[
+        Path | None,
+        typer.Option(
+            help="what eval/judge_errors.py measured of the judge [of judges that ship, theirs]",
+            metavar="FILE",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed of the order of choices [0]", metavar="N")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps", metavar="TEXT")] = "auto",
 ) -> None:
@@ -162,9 +170,11 @@ def evaluate_tifa(
         device=device,
         judgements=judgements,
         negatives=negatives,
+        errors=errors,
     )
-    say_table(report.table())
-    say_table(report.score_table())
+    for table in (report.table(), report.score_table(), report.errors_table()):
+        if table:
+            say_table(table)
     for line in report.left_out():
         typer.echo(f"promptcdm: {line}", err=True)
 

@@ -10,15 +10,19 @@ from pathlib import Path
 from promptcdm import tifa
 from promptcdm.alignment import Score, alignment, prompts_of
 from promptcdm.asking import Failure, Judged, ask
+from promptcdm.beside import beside
 from promptcdm.counterfactual import balanced
 from promptcdm.errors import BadQuestions, RunFailed
 from promptcdm.judge import Judge, load_judge
+from promptcdm.judge_errors import FILE as ERRORS
+from promptcdm.judge_errors import Corrected, Errors, corrected, read_errors
 from promptcdm.judgements import JudgementLog
 from promptcdm.made_of import MadeOf
 from promptcdm.question_files import read_question_file, read_texts
 from promptcdm.question_making import make_questions
 from promptcdm.questions import Question
 from promptcdm.replay import replay
+from promptcdm.shipped import shipped
 from promptcdm.tensorfile import write_json
 
 
@@ -41,6 +45,7 @@ class TifaReport:
     new: int = 0  # answers that the log lacked
     type_intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, over captions
     made_of: MadeOf = MadeOf()
+    corrected: Corrected | None = None  # for the judge's errors, where these were measured
 
     @property
     def average(self) -> float:
@@ -75,6 +80,10 @@ class TifaReport:
             rows.append((score.name, f"{score.value:.3f}", interval, chance, corrected, coverage))
         return rows
 
+    def errors_table(self) -> list[tuple[str, ...]]:
+        """Rows of text: TIFA and each kind of question, raw and corrected for the judge's errors; none unmeasured."""
+        return [] if self.corrected is None else self.corrected.table()
+
     def left_out(self) -> list[str]:
         """A line for each reason why questions have no verdict."""
         questions: dict[tuple[str, str], int] = {}
@@ -97,6 +106,7 @@ class TifaReport:
             "unmatched_answers": self.unmatched,
             "scores": {score.name: score.record() for score in self.scores},
             "failures": [asdict(failure) for failure in self.failures],
+            **({} if self.corrected is None else {"corrected_for_judge": self.corrected.record()}),
         }
 
     def save(self, out: Path) -> tuple[Path, Path]:
@@ -119,6 +129,7 @@ def run_tifa(
     device: str = "auto",
     judgements: Path | None = None,
     negatives: bool = False,
+    errors: Path | None = None,
 ) -> TifaReport:
     """Score the pictures of a map file, {id: path}, whose paths resolve against its folder; write to `out`.
 
@@ -126,7 +137,8 @@ def run_tifa(
     "llm:ID_OR_FOLDER", and kept beside `out`. Answers are kept in `judgements`, beside `out` where it is left out,
     and only what that file lacks is asked. The judge `replay:NAME` has the answers that judge NAME gave there, and
     no others. With `negatives` the counterpart of each yes/no question is asked too, and a question that has none
-    is left out, so that always saying yes is right for half.
+    is left out, so that always saying yes is right for half. `errors` is what was measured of a judge, for the score
+    corrected for it; of judges that ship it is known.
 
     Raises BadQuestions for a file that cannot be used or pictures that are missing (all of them are named,
     before any judging), BadInput for an unknown judge or a file that holds no judgements, RunFailed where
@@ -138,7 +150,8 @@ def run_tifa(
     log = JudgementLog(judgements or (out and beside(out, "judgements.jsonl")))
     recorded = judge.removeprefix("replay:")
     answering = load_judge(judge, device=device) if recorded == judge else replay(log, recorded)
-    report = evaluate_tifa(asked, load_image_map(images), answering, seed=seed, log=log)
+    known = errors_of(answering, errors)
+    report = evaluate_tifa(asked, load_image_map(images), answering, seed=seed, log=log, errors=known)
     if out is not None:
         report.save(out)
     return report
@@ -157,9 +170,16 @@ def _questions(
     return made.questions
 
 
-def beside(out: Path, ending: str) -> Path:
-    """NAME.ending in the folder of NAME.json."""
-    return out.with_name(f"{out.stem}.{ending}")
+def errors_of(judge: Judge, path: Path | None = None) -> Mapping[str, Errors]:
+    """What was measured of a judge, in a file or in the folder of a judge that ships; nothing of another judge.
+
+    Raises BadInput for a file that is none, or of another version of the judge.
+    """
+    if path is None:
+        if judge.name not in ("nano-judge", "sealed-judge"):
+            return {}
+        path = shipped("nano-judge" if judge.name == "nano-judge" else "sealed-judge") / ERRORS
+    return read_errors(path, judge.version)
 
 
 def load_image_map(path: Path) -> dict[str, Path]:
@@ -187,6 +207,7 @@ def evaluate_tifa(
     *,
     seed: int = 0,
     log: JudgementLog | None = None,
+    errors: Mapping[str, Errors] | None = None,
 ) -> TifaReport:
     """Ask the judge every question about the picture of its id that `log` lacks, and score all answers.
 
@@ -203,10 +224,12 @@ def evaluate_tifa(
         first = judged.failures[0]
         raise RunFailed(f"none of {len(questions)} questions could be judged; {first.id}: {first.reason}")
     made_of = MadeOf.of(questions, images, judged.digests, judge.version)
-    return _report(judged, judge.name, seed, made_of)
+    return _report(judged, judge.name, seed, made_of, errors or {})
 
 
-def _report(judged: Judged, judge: str, seed: int, made_of: MadeOf) -> TifaReport:
+def _report(
+    judged: Judged, judge: str, seed: int, made_of: MadeOf, errors: Mapping[str, Errors]
+) -> TifaReport:
     questions = [verdict.question for verdict in judged.verdicts]
     kinds = [question.element_type for question in questions]
     scores = alignment(judged.verdicts, len(questions) + len(judged.failures), seed=seed)
@@ -224,6 +247,7 @@ def _report(judged: Judged, judge: str, seed: int, made_of: MadeOf) -> TifaRepor
         new=judged.new,
         type_intervals=tifa.type_intervals(judged.verdicts, prompts_of(questions), seed=seed),
         made_of=made_of,
+        corrected=corrected(judged.verdicts, errors, prompts_of(questions), seed=seed),
     )
 
 

@@ -6,6 +6,7 @@ weights over the steps, every picture with every question, and what all of it wa
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcdm import __version__
+from promptcdm.agreement import Agreement, agreement
 from promptcdm.colours import source_colour
 from promptcdm.errors import BadInput
 from promptcdm.evaluation_run import TIFA, Run, read_runs, same_questions
@@ -56,6 +58,7 @@ class RunView:
     run: Run
     figure: Figure
     corrected: float | None  # (score - chance) / (1 - chance)
+    without_errors: Mapping[str, Any] | None  # the score corrected for the judge's errors, as the file says
     coverage: float
     shares: tuple[Share, ...] | None  # mean weights; None where the pictures have no records
     bands: tuple[Band, ...]  # mean weights over the steps
@@ -93,6 +96,15 @@ def evaluation_report(
     return out
 
 
+@dataclass(frozen=True)
+class JudgesView:
+    """Two judges on the same pictures."""
+
+    letters: tuple[str, str]
+    names: tuple[str, str]
+    found: Agreement | None  # None where they were asked no question in common
+
+
 def render_evaluation(runs: Sequence[Run], settings: ReportSettings = ReportSettings()) -> str:
     """The report's HTML. Raises BadInput for no runs, and for a setting out of range."""
     if not runs:
@@ -118,6 +130,7 @@ def render_evaluation(runs: Sequence[Run], settings: ReportSettings = ReportSett
         alike=same_questions(runs),
         prompts=len({caption or id for id, caption in runs[0].facts["prompts"].items()}),
         pairs=pairs,
+        judges=_judges(runs, letters),
         reach=_reach(pairs),
         types=_types(runs, letters),
         fewest=FEWEST_PROMPTS,
@@ -160,6 +173,7 @@ def _run_view(run: Run, letter: str, colours: Mapping[str, str]) -> RunView:
         run=run,
         figure=_figure(run),
         corrected=score["corrected"]["chance"],
+        without_errors=run.facts.get("corrected_for_judge"),
         coverage=score["coverage"],
         shares=None
         if shares is None
@@ -189,6 +203,21 @@ def _pairs(runs: Sequence[Run], letters: Sequence[str]) -> list[PairView]:
         PairView(letter, run.name, paired(run, runs[0]))
         for run, letter in zip(runs[1:], letters[1:], strict=True)
     ]
+
+
+def _judges(runs: Sequence[Run], letters: Sequence[str]) -> list[JudgesView]:
+    """Each two runs of different judges that looked at the same pictures."""
+    views = []
+    for (one, a), (other, b) in itertools.combinations(zip(letters, runs, strict=True), 2):
+        digests = [{id: run.facts["pictures"][id]["sha256"] for id in run.captions} for run in (a, b)]
+        shared = digests[0].keys() & digests[1].keys()
+        if a.facts["judge"] == b.facts["judge"] or not shared:
+            continue
+        if all(digests[0][id] == digests[1][id] for id in shared):
+            asked = [{(v.question.id, v.question.question) for v in run.verdicts} for run in (a, b)]
+            found = agreement(a.verdicts, b.verdicts) if asked[0] & asked[1] else None
+            views.append(JudgesView((one, other), (str(a.facts["judge"]), str(b.facts["judge"])), found))
+    return views
 
 
 def _reach(pairs: Sequence[PairView]) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptcdm.beside import beside, read_record
 from promptcdm.errors import BadInput
 from promptcdm.questions import Question
 from promptcdm.verdict import Verdict
@@ -153,24 +154,24 @@ def read_facts(path: Path) -> dict[str, Any]:
     found = _object(path)
     if "scores" in found:
         return found
-    beside = path.with_name(f"{path.stem}.extras.json")
-    if not beside.is_file():
-        raise BadInput(f"{path}: {beside.name} is not beside it; {_AGAIN}")
-    extras = _object(beside)
+    file = beside(path, "extras.json")
+    if not file.is_file():
+        raise BadInput(f"{path}: {file.name} is not beside it; {_AGAIN}")
+    extras = _object(file)
     lacking = [key for key in _EXTRAS if key not in extras]
     if lacking:
-        raise BadInput(f"{beside}: lacks {', '.join(lacking)}, as of an older version; {_AGAIN}")
+        raise BadInput(f"{file}: lacks {', '.join(lacking)}, as of an older version; {_AGAIN}")
     return extras
 
 
 def _with_clipscore(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """The extras with the score of NAME.clipscore.json, where that lies beside. Raises BadInput."""
-    beside = path.with_name(f"{path.stem}.clipscore.json")
-    if not beside.is_file():
+    file = beside(path, "clipscore.json")
+    if not file.is_file():
         return facts
-    clip = _object(beside)
+    clip = _object(file)
     digests = [{id: picture["sha256"] for id, picture in each["pictures"].items()} for each in (facts, clip)]
-    same_pictures(digests[0], digests[1], f"{path} and {beside}")
+    same_pictures(digests[0], digests[1], f"{path} and {file}")
     return {**facts, "scores": {**facts["scores"], **clip["scores"]}}
 
 
@@ -195,14 +196,13 @@ def _verdict(row: Mapping[str, Any]) -> Verdict:
 
 
 def _record(picture: Path) -> Mapping[str, Any] | None:
-    """The record of a picture that `generate` made; None beside any other picture."""
-    path = picture.with_suffix(".json")
+    """The record of a picture that `generate` made; None beside any other picture, whatever lies there."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_record(picture)
+    except BadInput:
         return None
     needed: Iterable[str] = ("allowed", "weights", "weights_by_step", "seed", "settings", "adapters")
-    return record if isinstance(record, dict) and all(key in record for key in needed) else None
+    return record if record is not None and all(key in record for key in needed) else None
 
 
 def _object(path: Path) -> dict[str, Any]:

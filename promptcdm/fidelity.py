@@ -116,12 +116,13 @@ def fidelity(
 ) -> FidelityReport:
     """Compare the pictures of two folders in the features of a model, and write the record to `out`.
 
-    `features` is a name that `load_features` takes, or any object of that protocol. Raises BadInput, before a
+    The grid.png that `generate` writes beside its pictures is none of them. `features` is a name that
+    `load_features` takes, or any object of that protocol. Raises BadInput, before a
     model is loaded, for a folder that is missing, too few pictures, and unequal numbers without `subsample`;
     and for a picture that cannot be read.
     """
     chosen = FidelitySettings() if settings is None else settings
-    folders = PictureFolder.open(Path(real)), PictureFolder.open(Path(generated))
+    folders = PictureFolder.open(Path(real)), PictureFolder.open(Path(generated)).without_grids()
     used_real, used_generated = used_pictures(len(folders[0]), len(folders[1]), chosen)
     n, n_floor = len(used_generated), floor_size(len(used_generated), len(used_real))
     if chosen.batch_size < 1:

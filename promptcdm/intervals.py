@@ -7,6 +7,7 @@ The questions, and the pictures, of one prompt are not independent, so prompts a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -28,6 +29,16 @@ def cluster_interval(
     sizes = np.bincount(member, minlength=count)
     means = [sums[drawn].sum(1) / sizes[drawn].sum(1) for drawn in _drawn(count, seed)]
     return percentile_interval(np.concatenate(means), level)
+
+
+def wilson_interval(right: int, of: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a share; 95 % by default. Of nothing it is 0 to 1."""
+    if not of:
+        return 0.0, 1.0
+    share = right / of
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    return middle - half, middle + half
 
 
 def cluster_places(clusters: Sequence[str]) -> tuple[Integers, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from promptcdm.errors import BadInput
 from promptcdm.hf_judge import load_hf
 from promptcdm.nano_judge import load_nano
 from promptcdm.openai_judge import load_openai
+from promptcdm.sealed_judge import load_sealed
 from promptcdm.shipped import shipped
 
 __all__ = [
@@ -27,7 +29,11 @@ __all__ = [
     "torch_device",
 ]
 
-ACCEPTED = "nano-judge, hf:ID_OR_FOLDER, openai:URL#MODEL, replay:NAME, always-yes, first-choice"
+ACCEPTED = (
+    "nano-judge, hf:ID_OR_FOLDER, openai:URL#MODEL, replay:NAME, always-yes, first-choice; sealed-judge or "
+    "sealed-judge:FOLDER, for figures that are published"
+)
+_SEALED = "sealed-judge:"
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,10 @@ def load_judge(name: str, *, device: str = "auto") -> Judge:
         return FirstChoice()
     if name == "nano-judge":
         return load_nano(shipped("nano-judge"), torch_device(device))
+    if name == "sealed-judge" or (name.startswith(_SEALED) and len(name) > len(_SEALED)):
+        folder = Path(name.removeprefix(_SEALED)) if name.startswith(_SEALED) else shipped("sealed-judge")
+        own = name if name == "sealed-judge" else _SEALED + folder.name
+        return load_sealed(folder, torch_device(device), own)
     if name.startswith("hf:") and len(name) > len("hf:"):
         return load_hf(name.removeprefix("hf:"), torch_device(device))
     if name.startswith("openai:"):

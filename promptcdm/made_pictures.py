@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptcdm.errors import AdapterMismatch, BadInput
+from promptcdm.beside import read_record, record_path
+from promptcdm.errors import BadInput
 from promptcdm.picture import SUFFIXES
 from promptcdm.picture_folder import PictureFolder
-from promptcdm.tensorfile import read_json
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,15 @@ def made_pictures(folder: PictureFolder, allowed: Sequence[str] | None = None) -
 
 
 def _recorded(folder: PictureFolder, index: int) -> Made | None:
-    path = (folder.folder / folder.files[index]).with_suffix(".json")
-    if not path.is_file():
+    picture = folder.folder / folder.files[index]
+    record = read_record(picture)
+    if record is None:
         return None
-    try:
-        record = read_json(path)
-    except AdapterMismatch as error:
-        raise BadInput(str(error)) from error
-    allowed = record.get("allowed") if isinstance(record, dict) else None
+    allowed = record.get("allowed")
     if not isinstance(allowed, list) or not all(isinstance(name, str) for name in allowed):
-        raise BadInput(f"{path}: names no list of allowed sources; give a record of `promptcdm generate`")
+        raise BadInput(
+            f"{record_path(picture)}: names no list of allowed sources; give a record of `promptcdm generate`"
+        )
     return Made(index, folder.files[index], tuple(allowed), str(record.get("prompt", folder.files[index])))
 
 

@@ -28,11 +28,11 @@ import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from promptcdm.answer import Answer, Asked, most_likely
 from promptcdm.errors import BadInput
 from promptcdm.question_words import NUMBERS
+from promptcdm.square_picture import image_tensor
 from promptcdm.statements import statement
 from promptcdm.tensorfile import read_tensors, tensor_digest, write_json, write_tensors
 
@@ -232,20 +232,6 @@ def _regions(side: int) -> Tensor:
 def _by_head(rows: Tensor, heads: int) -> Tensor:
     """(B, n, width) to (B, heads, n, width / heads)."""
     return rows.reshape(*rows.shape[:2], heads, -1).transpose(1, 2)
-
-
-def image_tensor(image: Image.Image, size: int) -> Tensor:
-    """(3, size, size) in -1..1; white fills what is missing to a square, as it is the training background."""
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    side = max(rgb.size)
-    if rgb.size != (side, side):
-        square = Image.new("RGB", (side, side), "white")
-        square.paste(rgb, ((side - rgb.width) // 2, (side - rgb.height) // 2))
-        rgb = square
-    if side != size:
-        rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
-    pixels: Tensor = pil_to_tensor(rgb)
-    return pixels.float() / 127.5 - 1
 
 
 def save_nano(folder: Path, model: CLIP, config: NanoConfig) -> None:

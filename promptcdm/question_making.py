@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from promptcdm.beside import beside
 from promptcdm.errors import BadInput, RunFailed
 from promptcdm.hf_writer import load_writer
 from promptcdm.judge import torch_device
@@ -54,7 +55,7 @@ class Made:
 
     def save(self, out: Path) -> tuple[Path, Path]:
         """Write the questions to `out` and the record beside it, NAME.made.json, also where there is no question."""
-        record = out.with_name(f"{out.stem}.made.json")
+        record = beside(out, "made.json")
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(
             record,

@@ -11,6 +11,7 @@ from PIL import Image
 
 from promptcdm.answer import Answer, Asked
 from promptcdm.evaluate import evaluate_tifa
+from promptcdm.judge_errors import Errors
 from promptcdm.questions import Question
 
 CHOICES = ("red", "lime", "blue", "gray")
@@ -58,6 +59,7 @@ def evaluated(
     judge: str = "told",
     pictures: str = "",
     size: int = 12,
+    errors: Mapping[str, Errors] | None = None,
 ) -> Path:
     """Judge a picture of each caption, and write result and extras to `out`; returns it.
 
@@ -73,7 +75,7 @@ def evaluated(
         if allowed is not None:
             path = folder / f"{n:04d}.json"
             path.write_text(json.dumps(record(CAPTIONS[n], n, allowed)), encoding="utf-8")
-    evaluate_tifa(questions(), images, Told(right, judge)).save(out)
+    evaluate_tifa(questions(), images, Told(right, judge), errors=errors).save(out)
     return out
 
 

@@ -544,9 +544,3 @@ def test_the_script_measures_top_1_on_pictures_that_no_source_trained_on(
         assert alone["taken_for"] == result["methods"][method]["taken_for"]
     assert SCRIPT["main"]([*map(str, words), "--methods", "judge"]) == 2
     assert "accepted: statistics" in capsys.readouterr().err
-
-
-def test_wilsons_interval_is_the_published_one() -> None:
-    assert SCRIPT["wilson"](81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
-    assert SCRIPT["wilson"](0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-    assert SCRIPT["wilson"](20, 20)[1] == pytest.approx(1.0)

@@ -17,7 +17,7 @@ from promptcdm import dsg
 from promptcdm.agreement import agreement, cohen_kappa
 from promptcdm.calibration import calibrate, correlations, kendall, pearson, spearman
 from promptcdm.errors import BadInput
-from promptcdm.intervals import cluster_interval, drawn_weights
+from promptcdm.intervals import cluster_interval, drawn_weights, wilson_interval
 from promptcdm.paired import compare
 from promptcdm.questions import Question
 from promptcdm.verdict import Value, Verdict
@@ -234,3 +234,10 @@ def test_dsgs_published_correlations(judge: str, rho: float, tau: float) -> None
     alone = spearman([scores[key][False] for key in answered], [float(np.mean(ratings[k])) for k in answered])
     assert alone < rho - 0.003
     assert all(found[True] <= found[False] for found in scores.values())
+
+
+def test_wilsons_interval_is_the_published_one() -> None:
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert wilson_interval(20, 20)[1] == pytest.approx(1.0)
+    assert wilson_interval(0, 0) == (0.0, 1.0)

@@ -15,6 +15,7 @@ from promptcdm.colours import source_colour
 from promptcdm.errors import BadInput
 from promptcdm.evaluation_report import evaluation_report, render_evaluation, source_colours
 from promptcdm.evaluation_run import Run, read_run, read_runs
+from promptcdm.judge_errors import Errors, Share
 from promptcdm.settings import ReportSettings
 from promptcdm.source_view import paired, source_views
 
@@ -269,3 +270,27 @@ def test_a_result_of_an_older_version_says_what_to_do(tmp_path: Path) -> None:
     extras.write_text(json.dumps(facts), encoding="utf-8")
     with pytest.raises(BadInput, match=r"lacks pictures, prompts, as of an older version; give the same"):
         read_run(path)
+
+
+def test_two_judges_on_the_same_pictures_are_compared_by_kappa(tmp_path: Path) -> None:
+    one = read_run(evaluated(tmp_path / "one.json", range(6), judge="one", pictures="same"))
+    other = read_run(evaluated(tmp_path / "other.json", range(3, 9), judge="other", pictures="same"))
+    words = Reader(render_evaluation([one, other])).words
+    # Both are right on 3 captions of 9; where one errs, the other does not. p_o = 1/3, p_e = 4/9 + 1/9.
+    assert "A one, B other −0.50 0.33 18 0" in words
+    same = read_run(evaluated(tmp_path / "again.json", range(6), judge="one", pictures="same"))
+    assert "Two judges" not in Reader(render_evaluation([one, same])).words
+    elsewhere = read_run(evaluated(tmp_path / "elsewhere.json", range(6), judge="other", size=16))
+    assert "Two judges" not in Reader(render_evaluation([one, elsewhere])).words
+
+
+def test_the_score_corrected_for_the_judges_errors_stands_beside_the_raw_one(tmp_path: Path) -> None:
+    errors = {"color": Errors(Share(90, 100), Share(95, 100), "real")}
+    run = read_run(evaluated(tmp_path / "run.json", range(6), errors=errors))
+    found = run.facts["corrected_for_judge"]
+    assert found["coverage"] == pytest.approx(0.5)  # the yes/no question was not measured
+    assert found["value"] == pytest.approx((6 / 9 + 0.95 - 1) / 0.85)
+    low, high = found["interval_95"]
+    words = Reader(render_evaluation([run])).words
+    assert f"corrected for the judge's errors 0.73 ( {low:.2f} to {high:.2f} ), raw 0.67" in words
+    assert "over 50 % of the score" in words

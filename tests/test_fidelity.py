@@ -22,6 +22,7 @@ from promptcdm.features import load_features
 from promptcdm.fidelity import fidelity, used_pictures
 from promptcdm.fidelity_figures import compare_features, guidance
 from promptcdm.inception import inception_network
+from promptcdm.picture_folder import PictureFolder
 from promptcdm.settings import FidelitySettings
 from promptcdm.tensorfile import write_json, write_tensors
 from promptcdm.tower import Tower, resized
@@ -326,6 +327,17 @@ def test_copies_of_real_pictures_are_counted(tmp_path: Path) -> None:
     real, generated = draw(tmp_path / "real", 40, seed=1), draw(tmp_path / "generated", 40, seed=2)
     (generated / "000.png").write_bytes((real / "007.png").read_bytes())
     assert fidelity(real, generated, MeanColour()).in_both == 1
+
+
+def test_the_grid_that_generate_writes_is_no_picture(tmp_path: Path) -> None:
+    folder = PictureFolder.open(draw(tmp_path / "out", 3))
+    picture(9).save(tmp_path / "out" / "grid.png")
+    assert (
+        len(PictureFolder.open(tmp_path / "out").without_grids()) == 4
+    )  # no record: somebody's picture of a grid
+    (tmp_path / "out" / folder.files[0]).with_suffix(".json").write_text("{}")
+    kept = PictureFolder.open(tmp_path / "out").without_grids()
+    assert (kept.files, kept.sha256) == (folder.files, folder.sha256)
 
 
 def test_small_numbers_are_told_of() -> None:

@@ -18,13 +18,13 @@ from promptcdm.nano_judge import (
     NanoJudge,
     Vocabulary,
     encode_regions,
-    image_tensor,
     load_nano,
     read,
     save_nano,
     score,
 )
 from promptcdm.question_words import word_set
+from promptcdm.square_picture import image_tensor
 from promptcdm.statements import plain, statement
 
 WORDS = sorted(

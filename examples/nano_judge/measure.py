@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from scenes import OPPOSITE, Scene, Sprites, make_scene
 
 from promptcdm.answer import Asked
 from promptcdm.caption_chunks import plural
+from promptcdm.intervals import wilson_interval
 from promptcdm.nano_judge import NanoJudge, load_nano
 from promptcdm.question_words import NUMBERS, PLAIN_COLORS
 from promptcdm.shipped import shipped
@@ -110,21 +110,12 @@ def measure(judge: NanoJudge, rows: Sequence[Row], batch: int = 400) -> dict[str
     return found
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    z = 1.959964
-    share = right / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return middle - half, middle + half
-
-
 def figures(found: dict[str, list[tuple[str, bool]]]) -> dict[str, dict[str, float]]:
     """Share, interval and number of each measurement; of yes/no questions sensitivity and specificity too."""
     table = {}
     for name, results in sorted(found.items()):
         right = sum(correct for _, correct in results)
-        low, high = wilson(right, len(results))
+        low, high = wilson_interval(right, len(results))
         row = {"share": right / len(results), "low": low, "high": high, "n": len(results)}
         if {answer for answer, _ in results} == {"yes", "no"}:
             for answer, measured in (("yes", "sensitivity"), ("no", "specificity")):
