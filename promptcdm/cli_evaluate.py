@@ -108,6 +108,22 @@ def evaluate_leakage(
         typer.echo(line)
 
 
+JudgeOption = Annotated[
+    str,
+    typer.Option(
+        help="nano-judge, hf:ID_OR_FOLDER, openai:URL#MODEL, replay:NAME, always-yes, first-choice; "
+        "sealed-judge for figures that are published",
+        metavar="NAME",
+    ),
+]
+ErrorsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="what eval/judge_errors.py measured of the judge [of judges that ship, theirs]", metavar="FILE"
+    ),
+]
+
+
 @evaluate_app.command("tifa")
 def evaluate_tifa(
     questions: Annotated[
@@ -120,14 +136,7 @@ def evaluate_tifa(
     images: Annotated[
         Path, typer.Option(help="JSON of id: picture, beside the pictures", metavar="MAP.json")
     ],
-    judge: Annotated[
-        str,
-        typer.Option(
-            help="nano-judge, hf:ID_OR_FOLDER, openai:URL#MODEL, replay:NAME, always-yes, first-choice; "
-            "sealed-judge for figures that are published",
-            metavar="NAME",
-        ),
-    ] = "nano-judge",
+    judge: JudgeOption = "nano-judge",
     texts: Annotated[
         Path | None,
         typer.Option(
@@ -143,13 +152,7 @@ def evaluate_tifa(
         bool,
         typer.Option("--negatives", help="ask each yes/no question's counterpart too, whose answer is no"),
     ] = False,
-    errors: Annotated[
-        Path | None,
-        typer.Option(
-            help="what eval/judge_errors.py measured of the judge [of judges that ship, theirs]",
-            metavar="FILE",
-        ),
-    ] = None,
+    errors: ErrorsOption = None,
     seed: Annotated[int, typer.Option(help="seed of the order of choices [0]", metavar="N")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps", metavar="TEXT")] = "auto",
 ) -> None:

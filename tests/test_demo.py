@@ -126,7 +126,7 @@ def test_its_commands_make_the_same_bytes(
     monkeypatch.chdir(tmp_path)
     commands = dict(tiny_demo.result.commands)
     for what in ("train reds", "draw: mit"):
-        words = commands[what].replace("$EMOJI", str(tiny_demo.plan.pictures))
+        words = commands[what].replace("$EMOJI/demo", str(tiny_demo.plan.pictures))
         program, *arguments = shlex.split(words)
         with pytest.raises(SystemExit) as stop:
             main(arguments)

@@ -292,5 +292,5 @@ def test_the_score_corrected_for_the_judges_errors_stands_beside_the_raw_one(tmp
     assert found["value"] == pytest.approx((6 / 9 + 0.95 - 1) / 0.85)
     low, high = found["interval_95"]
     words = Reader(render_evaluation([run])).words
-    assert f"corrected for the judge's errors 0.73 ( {low:.2f} to {high:.2f} ), raw 0.67" in words
+    assert f"corrected for the judge's errors 0.73 ({low:.2f} to {high:.2f}), raw 0.67" in words
     assert "over 50 % of the score" in words
