@@ -83,14 +83,16 @@ def tiny_plan(tmp_path: Path, backbone: Path, **changed: object) -> Plan:
         steps=3,
         guidance=(2.0,),
         chunk=8,
+        seeds=2,
+        forget_slices=2,
         ruler_pictures=16,
         ruler_levels=2,
         judges=("first-choice",),
         towers=("instance-tower",),
         membership_pictures=20,
-        control_steps=0,
-        splits=(),
-        options={"continual": False, "slices": False},
+        control_steps=2,
+        splits=(2, 40),
+        options={"continual": True, "slices": True},
     )
     return replace(plan, **changed)  # type: ignore[arg-type]
 

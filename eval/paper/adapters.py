@@ -7,7 +7,8 @@
 
 With the budget `images` a monolith takes as many steps as all adapters together: every picture is seen as often. With
 `plateau` everything stops by its own loss on a tenth of its pictures. A training that was killed goes on from its
-checkpoint; how many seconds of one core it took stands beside the store.
+checkpoint. What it cost stands beside the store: in pictures seen, which no machine changes, and on a CPU, where a
+process has a core of its own, in seconds of that core.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from baselines.soup import soup
 
 from paper.plan import Plan
-from paper.units import done, once
+from paper.units import Units
 from promptcdm.adapter import Adapter, adapter_digest
 from promptcdm.backbone import Backbone
 from promptcdm.progress import training_bar
@@ -62,36 +64,36 @@ def settings_of(plan: Plan, name: str, sources: int, seed: int) -> TrainSettings
     return replace(settings, rank=settings.rank * 8) if name == LARGE else settings
 
 
-def train(
+def training_units(
     plan: Plan, out: Path, backbone: Backbone, sources: Mapping[str, Source], seed: int, names: Sequence[str]
-) -> dict[str, float]:
-    """Train what the store of this seed lacks; seconds of one core that each took."""
-    units: dict[Path, Callable[[], object]] = {}
-    for name in names:
-        source = sources[name] if name in sources else joined(out, name, sources)
-        settings = settings_of(plan, name, len(sources), seed)
-        path = _time_file(out, seed, name)
-        units[path] = lambda source=source, settings=settings: trained(  # type: ignore[misc]
-            store_of(out, seed), source, backbone, settings
+) -> Units:
+    """The trainings of one seed, each into its store."""
+
+    def make(name: str) -> Callable[[], object]:
+        return lambda: trained(
+            store_of(out, seed),
+            sources[name] if name in sources else joined(name, sources),
+            backbone,
+            settings_of(plan, name, len(sources), seed),
         )
-    done(units)
-    return {name: training_seconds(out, seed, name) for name in names}
+
+    return {_cost_file(out, seed, name): make(name) for name in names}
 
 
-def training_seconds(out: Path, seed: int, name: str) -> float:
-    """What the training took, in seconds of one core."""
-    return float(json.loads(_time_file(out, seed, name).read_text(encoding="utf-8"))["seconds"])
+def training_cost(out: Path, seed: int, name: str) -> dict[str, Any]:
+    """What the training took: pictures seen, and seconds of one core, None on a GPU."""
+    return dict(json.loads(_cost_file(out, seed, name).read_text(encoding="utf-8")))
 
 
 def trained(
     store: AdapterStore, source: Source, backbone: Backbone, settings: TrainSettings
 ) -> dict[str, object]:
-    """Train one source into the store; its record of time.
+    """Train one source into the store; its record of cost.
 
     Of an interrupted training the seconds before are counted by the steps that are left to it.
     """
     begun = store.checkpoint_folder(source.name)
-    start = time.process_time()
+    start, clock = time.process_time(), time.perf_counter()
     first: list[int] = []
 
     @contextmanager
@@ -109,7 +111,9 @@ def trained(
     steps = len(adapter.train_log) or settings.steps
     share = (steps - first[0] + 1) / steps if first else 1.0
     return {
-        "seconds": (time.process_time() - start) / share,
+        "seen": steps * settings.rows,
+        "seconds": core_seconds(backbone, start, share),
+        "clock": round((time.perf_counter() - clock) / share, 1),  # beside whatever else ran
         "resumed": bool(first and first[0] > 1),
         "steps": steps,
         "pictures": len(source),
@@ -118,27 +122,45 @@ def trained(
     }
 
 
-def joined(out: Path, name: str, sources: Mapping[str, Source]) -> Source:
-    """All sources as one folder, made once; with a tag before each caption for the tagged monolith."""
-    folder = out / "work" / "joined" / file_name(name)
+def core_seconds(backbone: Backbone, start: float, share: float = 1.0) -> float | None:
+    """Seconds of this process since `start`, over the share of the work; None on a GPU, which others use as well."""
+    return (time.process_time() - start) / share if backbone.device.type == "cpu" else None
 
-    def write() -> dict[str, int]:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        lines = []
-        for own, source in sources.items():
-            for number, item in enumerate(source.items):
-                file = f"{own}--{number:05d}.png"
-                source.picture(number).save(folder / file)
-                text = f"{tag(own, list(sources))} {item.caption}" if name == TAGGED else item.caption
-                lines.append(json.dumps({"file_name": file, "text": text}) + "\n")
-        (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
-        licenses = " AND ".join(sorted({source.license for source in sources.values()}))
-        (folder / "source.toml").write_text(f"license = {json.dumps(licenses)}\n", encoding="utf-8")
-        return {"pictures": len(lines)}
 
-    once(folder.with_suffix(".json"), write)
-    return Source.open(folder, file_name(name))
+@dataclass(frozen=True)
+class _Together:
+    """Opens pictures of several sources, as SOURCE/FILE."""
+
+    sources: Mapping[str, Source]
+
+    def open(self, file: str) -> BinaryIO:
+        own, _, rest = file.partition("/")
+        return self.sources[own].pictures.open(rest)
+
+    def where(self, file: str) -> Path | str:
+        own, _, rest = file.partition("/")
+        return self.sources[own].pictures.where(rest)
+
+
+def joined(name: str, sources: Mapping[str, Source]) -> Source:
+    """All sources as one; with a tag before each caption for the tagged monolith."""
+    tags = {own: f"{tag(own, list(sources))} " if name == TAGGED else "" for own in sources}
+    items = [
+        replace(item, file=f"{own}/{item.file}", caption=f"{tags[own]}{item.caption}")
+        for own, source in sources.items()
+        for item in source.items
+    ]
+    return replace(
+        next(iter(sources.values())),
+        name=file_name(name),
+        folder=name,
+        items=tuple(sorted(items, key=lambda item: item.file)),
+        license=" AND ".join(sorted({source.license for source in sources.values()})),
+        author="",
+        origin="",
+        attribution="",
+        pictures=_Together(sources),
+    )
 
 
 def soup_of(adapters: Sequence[Adapter]) -> Adapter:
@@ -161,5 +183,5 @@ def made_adapter(like: Adapter, name: str, lora: dict[str, torch.Tensor]) -> Ada
     return Adapter(name, lora, {}, None, record)
 
 
-def _time_file(out: Path, seed: int, name: str) -> Path:
+def _cost_file(out: Path, seed: int, name: str) -> Path:
     return out / "work" / f"seed-{seed}" / f"{file_name(name)}.json"

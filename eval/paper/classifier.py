@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from baselines.joint_classifier import JointClassifier, train_joint_classifier
 
-from paper.units import once
+from paper.units import Units, done
 from promptcdm.membership import probe_of
 from promptcdm.statistics import GRID
 from promptcdm.tensorfile import read_tensors, write_tensors
@@ -16,18 +15,22 @@ if TYPE_CHECKING:
     from paper.stage import Stage
 
 
-def train_classifier(stage: Stage) -> JointClassifier:
-    """Train it, or read it from the run's folder."""
+def classifier_units(stage: Stage) -> Units:
+    """Its training."""
     path = stage.out / "work" / "classifier.safetensors"
 
-    def train() -> dict[str, float]:
-        start = time.process_time()
+    def train() -> dict[str, int]:
         latents = [probe_of(source, stage.backbone).latents for source in stage.sources.values()]
         trained = train_joint_classifier(latents, GRID, seed=stage.plan.seed)
         write_tensors(path, dict(trained.state_dict()), {"format": "pt"})
-        return {"seconds": time.process_time() - start}
+        return {"pictures": sum(map(len, latents))}
 
-    once(path.with_suffix(".json"), train)
+    return {path.with_suffix(".json"): train}
+
+
+def read_classifier(stage: Stage) -> JointClassifier:
+    """Read it, trained where it was not."""
+    (path,) = done(classifier_units(stage))
     found = JointClassifier(int(stage.backbone.unet.config.in_channels), GRID, len(stage.names))
-    found.load_state_dict(read_tensors(path)[0])
+    found.load_state_dict(read_tensors(path.with_suffix(".safetensors"))[0])
     return found.eval()

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from paper.adapters import made_adapter
 from paper.stage import Stage
-from paper.units import once
+from paper.units import Units, done, once
 from promptcdm import lora
 from promptcdm.adapter import Adapter
 from promptcdm.batch import draw_batch
@@ -33,7 +34,7 @@ from promptcdm.membership import Probe, drawn, probe_of
 from promptcdm.settings import RouterName
 from promptcdm.source import Source
 from promptcdm.source_errors import timesteps_of
-from promptcdm.tensorfile import read_tensors, write_tensors
+from promptcdm.tensorfile import read_tensors, write_json, write_tensors
 from promptcdm.train import LORA_NAME, add_gradients, new_optimizer, trainable
 from promptcdm.weight_average import put
 
@@ -42,24 +43,14 @@ Learned = dict[str, Tensor]  # the parameters of the monolith so far, by name
 
 def continual(stage: Stage) -> dict[str, Any]:
     """Measure it, source by source; raw/continual.json."""
-    return dict(once(stage.raw / "continual.json", lambda: _continual(stage)))
-
-
-def _continual(stage: Stage) -> dict[str, Any]:
-    count = max(1, stage.plan.ruler_pictures // len(stage.names))
-    probes = [
-        probe_of(drawn(stage.held_out[name], count, stage.plan.seed), stage.backbone)
-        for name in stage.names
-        if name in stage.held_out
-    ]
-    learned: Learned = {}
-    composed, monolith = [], []
-    for i, name in enumerate(stage.names):
-        learned, sequence = _after(stage, i, stage.sources[name], learned)
-        so_far = probes[: i + 1]
-        composed.append([composition_error(stage, stage.of_sources()[: i + 1], probe) for probe in so_far])
-        monolith.append([composition_error(stage, [sequence], probe) for probe in so_far])
-    return {
+    folder = stage.out / "work" / "continual"
+    units = {
+        folder / f"errors-{i}.json": lambda i=i: _errors_after(stage, i) for i in range(len(stage.names))
+    }
+    done(sequence_units(stage))
+    rows = list(done(units).values())
+    composed, monolith = ([row[kind] for row in rows] for kind in ("composed", "monolith"))
+    found = {
         "sources": list(stage.names),
         "composed": composed,
         "monolith": monolith,
@@ -67,6 +58,37 @@ def _continual(stage: Stage) -> dict[str, Any]:
         "composed_lost": _lost(composed),
         "monolith_lost": _lost(monolith),
     }
+    write_json(stage.raw / "continual.json", found)
+    return found
+
+
+def sequence_units(stage: Stage) -> Units:
+    """The monolith's trainings one after the other: one unit, as each needs the one before."""
+
+    def train() -> dict[str, int]:
+        learned: Learned = {}
+        for i, name in enumerate(stage.names):
+            learned, _ = _after(stage, i, stage.sources[name], learned)
+        return {"steps": stage.plan.training.steps * len(stage.names)}
+
+    return {stage.out / "work" / "continual" / "sequence.json": train}
+
+
+def _errors_after(stage: Stage, i: int) -> dict[str, list[float]]:
+    """Errors on the held-out pictures of each source so far, after source i."""
+    _, changed = _after(stage, i, stage.sources[stage.names[i]], {})
+    sequence = made_adapter(stage.of_sources()[0], "sequence", changed)
+    so_far = [held_out_probe(stage, name) for name in stage.names[: i + 1]]
+    return {
+        "composed": composition_errors(stage, stage.of_sources()[: i + 1], so_far),
+        "monolith": composition_errors(stage, [sequence], so_far),
+    }
+
+
+def held_out_probe(stage: Stage, name: str) -> Probe:
+    """A source's share of the fast ruler's pictures."""
+    count = max(1, stage.plan.ruler_pictures // len(stage.held_out))
+    return probe_of(drawn(stage.held_out[name], count, stage.plan.seed), stage.backbone)
 
 
 def _lost(errors: Sequence[Sequence[float]]) -> float:
@@ -74,8 +96,8 @@ def _lost(errors: Sequence[Sequence[float]]) -> float:
     return float(np.mean([errors[-1][j] / errors[j][j] - 1 for j in range(len(errors) - 1)]))
 
 
-def _after(stage: Stage, i: int, source: Source, before: Learned) -> tuple[Learned, Adapter]:
-    """The monolith after source i, trained on from `before`; from its file where it is there."""
+def _after(stage: Stage, i: int, source: Source, before: Learned) -> tuple[Learned, Learned]:
+    """Parameters and LoRA of the monolith after source i, trained on from `before`; from files where they are there."""
     folder = stage.out / "work" / "continual"
 
     def train() -> dict[str, int]:
@@ -88,7 +110,7 @@ def _after(stage: Stage, i: int, source: Source, before: Learned) -> tuple[Learn
     (learned, _), (changed, _) = (
         read_tensors(Path(folder, f"{i}.{kind}.safetensors")) for kind in ("parameters", "lora")
     )
-    return learned, made_adapter(stage.of_sources()[0], "sequence", changed)
+    return learned, changed
 
 
 def train_on(stage: Stage, source: Source, before: Learned) -> tuple[Learned, Learned]:
@@ -112,10 +134,19 @@ def train_on(stage: Stage, source: Source, before: Learned) -> tuple[Learned, Le
         return learned, lora.read_out(backbone.unet, LORA_NAME)
 
 
-def composition_error(stage: Stage, adapters: Sequence[Adapter], probe: Probe) -> float:
-    """Mean denoising error of a composition on some pictures."""
+def composition_errors(stage: Stage, adapters: Sequence[Adapter], probes: Sequence[Probe]) -> list[float]:
+    """Mean denoising error of a composition on each group of pictures."""
     router: RouterName = "posterior" if len(adapters) > 1 else "uniform"
+    stage.fresh_slots()
     with closing(ComposedUNet(stage.backbone, adapters, router=router, guidance_scale=1.0)) as composed:
-        steps = timesteps_of(stage.backbone, stage.plan.ruler_levels)
-        errors = denoising_errors(composed, probe.latents, probe.captions, steps, seed=stage.plan.seed)
-    return float(errors.double().mean())
+        errors = denoising_errors(
+            composed,
+            torch.cat([probe.latents for probe in probes]),
+            [caption for probe in probes for caption in probe.captions],
+            timesteps_of(stage.backbone, stage.plan.ruler_levels),
+            seed=stage.plan.seed,
+            batch_size=stage.plan.chunk,
+        )
+    return [
+        float(own.double().mean()) for own in torch.split(errors, [len(probe.captions) for probe in probes])
+    ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from paper import (
     adapters,
@@ -24,15 +26,17 @@ from paper import (
 )
 from paper import ruler as fast_ruler
 from paper.choose import Choice
+from paper.classifier import classifier_units
+from paper.make_report import make_report
 from paper.pictures import Drawing
 from paper.plan import Plan
-from paper.report import write_report
 from paper.stage import Stage, read_csv
 from paper.storage import storage
 from paper.systems import systems_of
-from paper.tables import make_tables
 from paper.tifa_scores import judge_drawings, judge_real, write_questions, write_scores
+from paper.units import Units, done, start
 from promptcdm.backbone import Backbone
+from promptcdm.device_class import device_class
 from promptcdm.tensorfile import write_json
 
 Say = Callable[[str], None]
@@ -48,8 +52,10 @@ class Experiment:
 
     @classmethod
     def open(cls, plan: Plan, out: Path, device: str, say: Say) -> Experiment:
-        """Load the backbone."""
-        return cls(Stage(plan, out, Backbone.load(plan.backbone, device=device)), say)
+        """Load the backbone; its precision is the same on every device."""
+        if device == "cuda":
+            torch.set_float32_matmul_precision("high")
+        return cls(Stage(plan, out, Backbone.load(plan.backbone, device=device, dtype="float32")), say)
 
     def run(self, name: str) -> None:
         """One stage by its name."""
@@ -59,10 +65,11 @@ class Experiment:
             "ruler": self.ruler,
             "choice": self.choice_made,
             "pictures": self.pictures,
-            "scores": self.scores,
             "forgetting": self.forgetting,
-            "protection": self.protection,
+            "picture": self.forgetting_one,
+            "membership": self.membership,
             "growth": self.growth,
+            "leftover": self.leftover,
             "report": self.report,
         }
         said = stages[name]()
@@ -74,92 +81,111 @@ class Experiment:
         return f"{len(self.stage.prompts)} prompts about {len(self.stage.names)} sources"
 
     def adapters(self) -> str:
-        """Every source alone and the monoliths, of the first training seed."""
+        """All trainings but those of the chosen monolith's other seeds; the longest come first."""
         stage = self.stage
-        names = [*stage.plan.monoliths, *stage.names]  # the longest first, so that no worker waits for long
-        seconds = adapters.train(stage.plan, stage.out, stage.backbone, stage.sources, 0, names)
-        return ", ".join(f"{name} {own:.0f} s" for name, own in seconds.items())
+        units = {**self._trainings(0, stage.plan.monoliths), **classifier_units(stage)}
+        if stage.plan.options["continual"]:
+            units |= continual.sequence_units(stage)
+        units |= self._trainings(0, stage.names)
+        for seed in range(1, stage.plan.seeds):
+            units |= self._trainings(seed, stage.names)
+        start(units)
+        start(scale.split_units(stage))  # these are needed late: nobody waits for them here
+        done(units)
+        return f"{len(units)} trainings"
+
+    def _trainings(self, seed: int, names: Sequence[str]) -> Units:
+        stage = self.stage
+        return adapters.training_units(stage.plan, stage.out, stage.backbone, stage.sources, seed, names)
 
     def ruler(self) -> str:
         """The fast ruler, and attribution by its rows."""
         rows = fast_ruler.measure(self.stage)
         found = attribution.attributions(self.stage, rows)
         write_json(self.stage.raw / "attribution.json", found.record())
-        error = {
-            name: np.mean([float(row[f"error {name}"]) for row in rows]) for name in ("monolith", "product")
-        }
+        names = ("monolith", "product", "oracle source")
+        error = {name: np.mean([float(row[f"error {name}"]) for row in rows]) for name in names}
         return ", ".join(f"{name} {value:.4f}" for name, value in error.items())
 
     def choice_made(self) -> str:
-        """The primary systems and the guidance of each kind; other training seeds of the primaries."""
-        stage, choice = self.stage, self.choice
-        for seed in range(1, stage.plan.seeds):
-            names = [choice.monolith, *stage.names]
-            adapters.train(stage.plan, stage.out, stage.backbone, stage.sources, seed, names)
-        return f"{choice.composed} and {choice.monolith}, best source {choice.best}"
+        """The primary systems and the guidance of each kind; the chosen monolith's other seeds are begun."""
+        start(self._other_monoliths())
+        return f"{self.choice.composed} and {self.choice.monolith}, best source {self.choice.best}"
+
+    def _other_monoliths(self) -> Units:
+        units: dict[Path, Callable[[], object]] = {}
+        for seed in range(1, self.stage.plan.seeds):
+            units |= self._trainings(seed, [self.choice.monolith])
+        return units
 
     @cached_property
     def choice(self) -> Choice:
         """What was chosen on validation."""
         return choose.choose(self.stage, read_csv(self.stage.raw / "ruler.csv"))
 
-    @cached_property
-    def drawings(self) -> list[Drawing]:
-        """Every system with the first training seed, then the primary ones with the others."""
-        own = [self.choice.drawing(system) for system in systems_of(self.stage.plan)]
-        primary = [d for d in own if d.system.name in (self.choice.composed, self.choice.monolith)]
-        seeds = range(1, self.stage.plan.seeds)
-        return own + [self.choice.drawing(d.system, seed) for seed in seeds for d in primary]
+    def drawings(self, seed: int = 0) -> list[Drawing]:
+        """Every system with the first training seed, the headroom gate's first; the primary ones with another."""
+        first = ("oracle source", self.choice.monolith)
+        own = sorted(systems_of(self.stage.plan), key=lambda system: system.name not in first)
+        primary = (self.choice.composed, self.choice.monolith)
+        return [self.choice.drawing(s, seed) for s in own if not seed or s.name in primary]
 
     def pictures(self) -> str:
-        """The headroom gate first, then everything else."""
+        """Draw, judge and measure: every system, then the primary ones of the other training seeds."""
         stage, prompts = self.stage, self.stage.part("test")
-        gate = [
-            d
-            for d in self.drawings
-            if d.system.name in ("oracle source", self.choice.monolith) and not d.seed
-        ]
-        withheld = [prompt for prompt in prompts if prompt.stratum == "withheld"]
-        pictures.draw(stage, gate, prompts)
-        scores = judge_drawings(stage, gate, withheld or prompts, stage.plan.judges[:1])
-        tifa = {d.system.name: [r["hard"] for r in scores if r["system"] == d.system.name] for d in gate}
-        told = ", ".join(f"{name} {np.mean(own):.3f}" for name, own in tifa.items() if own)
-        self.say(f"headroom, TIFA on withheld concepts: {told}")
-        records = pictures.draw(stage, self.drawings, prompts)
-        pictures.write_records(stage, records)
-        return f"{len(records)} of {len(self.drawings)} systems"
-
-    def scores(self) -> str:
-        """TIFA by every judge, fidelity in every tower."""
-        stage, prompts = self.stage, self.stage.part("test")
-        rows = [
-            *judge_real(stage, prompts),
-            *judge_drawings(stage, self.drawings, prompts, stage.plan.judges),
-        ]
-        write_scores(stage, rows)
-        whole = [drawing for drawing in self.drawings if not drawing.system.phrases]
+        own = self.drawings()
+        records, scores = self._drawn(own)
+        self.say(f"headroom, TIFA on withheld concepts: {self._headroom(scores)}")
+        done(self._other_monoliths())
+        others = [d for seed in range(1, stage.plan.seeds) for d in self.drawings(seed)]
+        more = self._drawn(others)
+        pictures.write_records(stage, [*records, *more[0]])
+        write_scores(stage, [*judge_real(stage, prompts), *scores, *more[1]])
+        whole = [drawing for drawing in (*own, *others) if not drawing.system.phrases]
         primary = next(d for d in whole if d.system.name == self.choice.monolith)
-        figures_of = fidelity_scores.measure(stage, whole, prompts, primary)
-        return f"{len(rows)} pictures judged, {len(figures_of)} rows of fidelity"
+        rows = fidelity_scores.measure(stage, whole, prompts, primary)
+        figures.draw_sheet(stage, own)
+        return f"{len(records) + len(more[0])} pictures, {len(rows)} rows of fidelity"
+
+    def _drawn(self, own: list[Drawing]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Records and TIFA of these drawings; their features are made sure of."""
+        stage, prompts = self.stage, self.stage.part("test")
+        records = pictures.draw(stage, own, prompts)
+        scores = judge_drawings(stage, own, prompts, stage.plan.judges)
+        whole = [drawing for drawing in own if not drawing.system.phrases]
+        fidelity_scores.read_all_features(stage, whole, fidelity_scores.compared_prompts(prompts))
+        return records, scores
+
+    def _headroom(self, scores: Sequence[dict[str, Any]]) -> str:
+        judge, told = self.stage.plan.judges[0], []
+        for name in ("oracle source", self.choice.monolith):
+            own = [
+                r["hard"]
+                for r in scores
+                if (r["system"], r["judge"], r["stratum"]) == (name, judge, "withheld")
+            ]
+            told += [f"{name} {np.mean(own):.3f}"] if own else []
+        return ", ".join(told)
 
     def forgetting(self) -> str:
-        """Each source and one picture."""
+        """Each source in turn."""
         rows = forgetting.forget_sources(self.stage, self.choice)
-        found = forgetting.forget_picture(self.stage)
-        write_json(self.stage.raw / "forget_picture.json", found)
         equal = sum(bool(row["files_equal"] and row["pictures_equal"]) for row in rows)
-        cheaper = found["by_slices"]["1"]["cheaper"]
-        return f"{equal} of {len(rows)} sources as if never there; one picture {cheaper:.1f} times cheaper"
+        return f"{equal} of {len(rows)} sources as if never there"
 
-    def protection(self) -> str:
-        """Membership, near-copies, storage."""
+    def forgetting_one(self) -> str:
+        """One picture."""
+        found = forgetting.forget_picture(self.stage)
+        return ", ".join(f"{k} slice(s): {row['cheaper']:.1f}" for k, row in found["by_slices"].items())
+
+    def membership(self) -> str:
+        """Membership inference."""
         found = protection.memberships(self.stage)
-        protection.copies(self.stage, self.choice)
-        storage(self.stage)
         return ", ".join(f"{name} {row['auc']:.2f}" for name, row in found.get("scores", {}).items())
 
     def growth(self) -> str:
         """Sources one after the other, and many of them, where the plan asks for it."""
+        done(protection.training_features(self.stage))
         said = []
         if self.stage.plan.options["continual"]:
             found = continual.continual(self.stage)
@@ -168,12 +194,22 @@ class Experiment:
             said.append(f"error by parts: {scale.scale(self.stage)['denoising_error']}")
         return "; ".join(said) or "left out by this plan"
 
-    def report(self) -> str:
-        """Tables, figures and report.md from the raw files."""
+    def leftover(self) -> str:
+        """Near-copies, storage and what the trainings cost."""
         stage = self.stage
-        names = [*stage.names, *stage.plan.monoliths]
-        seconds = {name: adapters.training_seconds(stage.out, 0, name) for name in names}
-        write_json(stage.raw / "time.json", {"training_core_seconds": seconds})
-        tables = make_tables(stage.out)
-        figures.make_figures(stage.out, tables, stage, [d for d in self.drawings if not d.seed])
-        return str(write_report(stage.out, tables))
+        protection.copies(stage, self.choice)
+        storage(stage)
+        costs = {
+            name: adapters.training_cost(stage.out, 0, name) for name in (*stage.names, *stage.plan.monoliths)
+        }
+        kept = ("seen", "seconds", "steps", "pictures")
+        cost = {
+            "device": device_class(stage.backbone.device, stage.backbone.dtype),
+            "training": {name: {key: own[key] for key in kept} for name, own in costs.items()},
+        }
+        write_json(stage.raw / "cost.json", cost)
+        return "near-copies, storage, cost"
+
+    def report(self) -> str:
+        """Tables, figures and report.md, from the raw files alone."""
+        return str(make_report(self.stage.out))

@@ -29,7 +29,7 @@ from promptcdm.jackknife import LEAST, jackknife_groups, jackknife_interval
 from promptcdm.kid import kid_left_out, unbiased_kid
 from promptcdm.picture import decode_picture
 
-_AT_ONCE = 32
+_AT_ONCE = 128  # pictures
 
 
 def compared_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -41,7 +41,7 @@ def drawn_features(stage: Stage, drawing: Drawing, prompts: Sequence[Prompt], to
     """Features (N, d) of a drawing's pictures."""
     folder = picture_folder(stage, drawing)
     paths = [folder / f"{prompt.id}.png" for prompt in prompts]
-    return np.asarray(once(folder / f"features-{tower}.json", lambda: picture_features(tower, paths)))
+    return np.asarray(once(folder / f"features-{tower}.json", lambda: picture_features(stage, tower, paths)))
 
 
 def read_all_features(stage: Stage, drawings: Sequence[Drawing], prompts: Sequence[Prompt]) -> None:
@@ -51,7 +51,9 @@ def read_all_features(stage: Stage, drawings: Sequence[Drawing], prompts: Sequen
         folder = picture_folder(stage, drawing)
         paths = [folder / f"{prompt.id}.png" for prompt in prompts]
         for tower in stage.plan.towers:
-            units[folder / f"features-{tower}.json"] = lambda t=tower, p=paths: picture_features(t, p)  # type: ignore[misc]
+            units[folder / f"features-{tower}.json"] = (
+                lambda t=tower, p=paths: picture_features(stage, t, p)  # type: ignore[misc]
+            )
     done(units)
 
 
@@ -73,7 +75,7 @@ def real_features(stage: Stage, tower: str, without: str = "") -> Rows:
         rows = sorted(read_rows(_folder(stage, picture.source)), key=lambda row: row.file)
         paths.append(_folder(stage, picture.source) / rows[picture.number].file)
     name = f"features-{tower}{f'-without-{without}' if without else ''}.json"
-    return np.asarray(once(stage.out / "work" / "real" / name, lambda: picture_features(tower, paths)))
+    return np.asarray(once(stage.out / "work" / "real" / name, lambda: picture_features(stage, tower, paths)))
 
 
 def figures(real: Rows, own: Rows, reference: Rows, seed: int = 0) -> dict[str, Any]:
@@ -98,15 +100,18 @@ def figures(real: Rows, own: Rows, reference: Rows, seed: int = 0) -> dict[str, 
     return row | _ratio(x, own, reference, found["fd"].floor, groups)
 
 
-def _ratio(x: Rows, own: Rows, reference: Rows, floor: float, groups: Any) -> dict[str, float]:
-    """The Fréchet distance above the floor, over the reference's, with the jackknife's interval."""
+def _ratio(x: Rows, own: Rows, reference: Rows, floor: float, groups: Any) -> dict[str, float | None]:
+    """The Fréchet distance above the floor, over the reference's, with the jackknife's interval.
+
+    None where the reference is as good as real: there is nothing to be a share of.
+    """
 
     def excess(rows: Rows) -> tuple[float, Any]:
         return frechet_distance(x, rows) - floor, np.asarray(frechet_left_out(x, rows, groups)) - floor
 
     (mine, left), (theirs, their_left) = excess(own), excess(reference)
-    if theirs <= 0:  # the reference is as good as real: there is nothing to be a share of
-        return {"fd_ratio": float("nan"), "fd_ratio_low": float("nan"), "fd_ratio_high": float("nan")}
+    if theirs <= 0 or (their_left <= 0).any():
+        return {"fd_ratio": None, "fd_ratio_low": None, "fd_ratio_high": None}
     low, high = jackknife_interval(mine / theirs, (left / their_left).tolist())
     return {"fd_ratio": mine / theirs, "fd_ratio_low": low, "fd_ratio_high": high}
 
@@ -117,16 +122,24 @@ def measure(
     """raw/fidelity.csv, and its rows."""
     wanted = compared_prompts(prompts)
     read_all_features(stage, drawings, wanted)
-    rows: list[dict[str, Any]] = []
+    units: dict[Path, Callable[[], Any]] = {}
     for tower in stage.plan.towers:
-        real, reference = real_features(stage, tower), drawn_features(stage, primary, wanted, tower)
         for drawing in drawings:
-            found = figures(real, drawn_features(stage, drawing, wanted, tower), reference, stage.plan.seed)
-            if found:
-                facts = {"tower": tower, "system": drawing.system.name, "seed": drawing.seed}
-                rows.append(facts | found)
+            path = picture_folder(stage, drawing) / f"figures-{tower}.json"
+            units[path] = lambda t=tower, d=drawing: _figures(stage, d, wanted, primary, t)  # type: ignore[misc]
+    first = ("tower", "system", "seed")
+    rows = [{key: row[key] for key in first} | row for row in done(units).values() if row]
     write_csv(stage.raw / "fidelity.csv", rows)
     return rows
+
+
+def _figures(
+    stage: Stage, drawing: Drawing, wanted: Sequence[Prompt], primary: Drawing, tower: str
+) -> dict[str, Any]:
+    """A row of raw/fidelity.csv; {} where the pictures are too few."""
+    own, reference = (drawn_features(stage, each, wanted, tower) for each in (drawing, primary))
+    found = figures(real_features(stage, tower), own, reference, stage.plan.seed)
+    return {"tower": tower, "system": drawing.system.name, "seed": drawing.seed} | found if found else {}
 
 
 def _folder(stage: Stage, name: str) -> Path:
@@ -134,13 +147,14 @@ def _folder(stage: Stage, name: str) -> Path:
 
 
 @cache
-def _tower(name: str) -> Features:
-    return load_features(name)
+def _tower(name: str, device: str) -> Features:
+    return load_features(name, device)
 
 
-def picture_features(tower: str, paths: Sequence[Path]) -> list[list[float]]:
+def picture_features(stage: Stage, tower: str, paths: Sequence[Path]) -> list[list[float]]:
+    """Features (N, d) of picture files."""
     rows: list[list[float]] = []
     for start in range(0, len(paths), _AT_ONCE):
         pictures = [decode_picture(path.read_bytes()) for path in paths[start : start + _AT_ONCE]]
-        rows += np.asarray(_tower(tower).features(pictures), dtype=np.float64).round(7).tolist()
+        rows += np.asarray(_tower(tower, stage.device).features(pictures), dtype=np.float64).round(7).tolist()
     return rows

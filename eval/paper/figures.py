@@ -6,6 +6,7 @@ figures/tifa.png    figures/ruler.png    figures/cost.png    figures/sheet.png
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from paper.pictures import Drawing, picture_folder
 from paper.plan import STRATA
 from paper.prompts import Prompt
 from paper.stage import Stage
+from promptcdm.tensorfile import write_bytes
 
 Table = Sequence[Mapping[str, Any]]
 SHOWN = (
@@ -34,23 +36,19 @@ SHOWN = (
 SIDE, GAP, LEFT, HEAD = 72, 4, 170, 34
 
 
-def make_figures(
-    out: Path, tables: Mapping[str, Table], stage: Stage | None = None, drawings: Sequence[Drawing] = ()
-) -> list[Path]:
-    """All figures that the tables allow; the sheet needs the run's pictures."""
+def make_figures(out: Path, tables: Mapping[str, Table]) -> list[Path]:
+    """All figures that the tables allow."""
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     made = [_tifa(tables["strata"], folder / "tifa.png"), _cost(tables["systems"], folder / "cost.png")]
     if tables["ruler"]:
         made.append(_ruler(tables["ruler"], folder / "ruler.png"))
-    if stage is not None:
-        made.append(_sheet(stage, drawings, folder / "sheet.png"))
     return made
 
 
 def _tifa(rows: Table, path: Path) -> Path:
-    """Bars of the systems in SHOWN, by stratum, by the first judge."""
-    judge = rows[0]["judge"]
+    """Bars of the systems in SHOWN, by stratum, by the last judge."""
+    judge = rows[-1]["judge"]
     own = {(r["system"], r["stratum"]): r for r in rows if r["judge"] == judge}
     systems = [name for name in SHOWN if any(key[0] == name for key in own)]
     figure, axes = plt.subplots(figsize=(10, 4))
@@ -108,8 +106,10 @@ def _cost(rows: Table, path: Path) -> Path:
     return _save(figure, path)
 
 
-def _sheet(stage: Stage, drawings: Sequence[Drawing], path: Path) -> Path:
-    """Two prompts of each stratum by every system: the same seeds."""
+def draw_sheet(stage: Stage, drawings: Sequence[Drawing]) -> Path:
+    """Two prompts of each stratum by every system, from the run's pictures: the same seeds."""
+    path = stage.out / "figures" / "sheet.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
     prompts = [p for s in STRATA for p in [p for p in stage.part("test") if p.stratum == s][:2]]
     page = Image.new(
         "RGB", (LEFT + len(drawings) * (SIDE + GAP), HEAD + len(prompts) * (SIDE + GAP)), "white"
@@ -120,15 +120,17 @@ def _sheet(stage: Stage, drawings: Sequence[Drawing], path: Path) -> Path:
         for line, word in enumerate(_lines(drawing.system.name)):
             pen.text((x + 1, 2 + 11 * line), word, fill="black")
         for row, prompt in enumerate(prompts):
-            file = picture_folder(stage, drawing) / f"{prompt.id}.png"
-            if file.is_file():
-                with Image.open(file) as picture:
+            own = picture_folder(stage, drawing) / f"{prompt.id}.png"
+            if own.is_file():
+                with Image.open(own) as picture:
                     page.paste(picture.resize((SIDE, SIDE)), (x, HEAD + row * (SIDE + GAP)))
     for row, prompt in enumerate(prompts):
         y = HEAD + row * (SIDE + GAP) + 12
         for line, words in enumerate((prompt.stratum, *_wrapped(prompt))):
             pen.text((3, y + 13 * line), words, fill="gray" if line == 0 else "black")
-    page.save(path)
+    file = BytesIO()
+    page.save(file, "PNG")
+    write_bytes(path, file.getvalue())  # whole, whichever worker is the last
     return path
 
 

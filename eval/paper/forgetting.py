@@ -4,7 +4,8 @@ source   a folder is deleted. The same prompts are drawn without each source in 
          of the others, before and after, and TIFA of the prompts that are about the others. A store that forgot it
          and one that never had it hold the same files, and draw the same bytes.
 picture  its source is trained again without it, or with slices one slice of it; the monolith has to be trained again
-         from all that is left. Seconds are of one core.
+         from all that is left. What is compared is pictures seen in training, each a forward and a backward pass, and
+         on a CPU seconds of one core.
 
     raw/forgetting.csv    a row for each source
     raw/forget_picture.json
@@ -19,23 +20,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from paper.adapters import MONOLITH, settings_of, store_of, trained, training_seconds
+from paper.adapters import MONOLITH, core_seconds, settings_of, store_of, trained, training_cost
 from paper.choose import Choice
 from paper.compare import difference
 from paper.fidelity_scores import compared_prompts, drawn_features, figures, real_features
 from paper.pictures import Drawing, draw, picture_folder
-from paper.plan import Plan
 from paper.prompts import Prompt
 from paper.stage import Stage, write_csv
 from paper.systems import SYSTEMS, System
 from paper.tifa_scores import by_prompt, judge_drawings
-from paper.units import done, once
+from paper.units import done
+from promptcdm.errors import RunFailed
 from promptcdm.forget import forget
 from promptcdm.forget_items import check_forgotten, forget_items, plan_items
-from promptcdm.source import Source
 from promptcdm.store import AdapterStore
+from promptcdm.tensorfile import write_json
 
 _EQUAL = 2  # pictures that are drawn from both stores
 
@@ -51,7 +50,13 @@ def forget_sources(stage: Stage, choice: Choice) -> list[dict[str, Any]]:
     whole = choice.drawing(system)
     less = {name: choice.drawing(system, without=name) for name in stage.names}
     draw(stage, list(less.values()), prompts)
-    rows = [_without(stage, whole, less[name], prompts) | _equal(stage, less[name]) for name in stage.names]
+    units: dict[Path, Callable[[], Any]] = {}
+    for name, drawing in less.items():
+        folder = stage.out / "work" / "forgotten" / name
+        units[folder / "less.json"] = lambda d=drawing: _without(stage, whole, d, prompts)  # type: ignore[misc]
+        units[folder / "equal.json"] = lambda d=drawing, f=folder: _equal(stage, d, f)  # type: ignore[misc]
+    found = list(done(units).values())
+    rows = [a | b for a, b in zip(found[::2], found[1::2], strict=True)]
     write_csv(stage.raw / "forgetting.csv", rows)
     return rows
 
@@ -72,7 +77,7 @@ def _without(stage: Stage, whole: Drawing, less: Drawing, prompts: Sequence[Prom
             "fd_ratio_high",
         ):
             row[f"{tower} {key}"] = found.get(key, "")
-    judge = stage.plan.judges[0]
+    judge = stage.plan.judges[-1]
     scores = judge_drawings(stage, [whole, less], prompts, [judge])
     ids = [p.id for p in prompts if less.without not in p.sources]
     told = [{key: str(value) for key, value in score.items()} for score in scores]
@@ -81,38 +86,32 @@ def _without(stage: Stage, whole: Drawing, less: Drawing, prompts: Sequence[Prom
     return row
 
 
-def _equal(stage: Stage, less: Drawing) -> dict[str, Any]:
+def _equal(stage: Stage, less: Drawing, folder: Path) -> dict[str, Any]:
     """A store that forgot a source beside one that never had it: files, and pictures drawn from each."""
-    name = less.without
-    folder = stage.out / "work" / "forgotten" / name
-
-    def compare() -> dict[str, Any]:
-        seconds = _stores(stage, name, folder)
-        files = [_files(folder / kind) for kind in ("forgot", "never")]
-        prompts = stage.part("test")[:_EQUAL]
-        drawn = [_bytes(_at(stage, folder / kind), less, prompts) for kind in ("forgot", "never")]
-        with_it = _bytes(stage, replace(less, without=""), prompts)
-        return {
-            "forget_seconds": seconds,
-            "files_equal": files[0] == files[1],
-            "pictures_equal": drawn[0] == drawn[1],
-            "pictures_with_it_equal": drawn[0] == with_it,  # false: the comparison can fail
-        }
-
-    return dict(once(folder.with_suffix(".json"), compare))
+    milliseconds = _stores(stage, less.without, folder)
+    files = [_files(folder / kind) for kind in ("forgot", "never")]
+    prompts = stage.part("test")[:_EQUAL]
+    drawn = [_bytes(_at(stage, folder / kind), less, prompts) for kind in ("forgot", "never")]
+    with_it = _bytes(_at(stage, folder / "with"), replace(less, without=""), prompts)
+    return {
+        "forget_milliseconds": milliseconds,
+        "files_equal": files[0] == files[1],
+        "pictures_equal": drawn[0] == drawn[1],
+        "pictures_with_it_equal": drawn[0] == with_it,  # false: the comparison can fail
+    }
 
 
 def _stores(stage: Stage, name: str, folder: Path) -> float:
-    """Write both stores; the seconds that forgetting took."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for kind in ("forgot", "never"):
+    """Write the stores that had it, forgot it and never had it; milliseconds of the clock that forgetting took."""
+    place = Path("work", "seed-0", "adapters")
+    for kind in ("with", "forgot", "never"):
+        shutil.rmtree(folder / kind, ignore_errors=True)
         for own in stage.names:
-            if kind == "forgot" or own != name:
-                place = Path("work", "seed-0", "adapters", own)
-                shutil.copytree(store_of(stage.out, 0).root / own, folder / kind / place)
-    start = time.process_time()
-    forget(name, store=AdapterStore(folder / "forgot" / "work" / "seed-0" / "adapters"))
-    return time.process_time() - start
+            if kind != "never" or own != name:
+                shutil.copytree(store_of(stage.out, 0).root / own, folder / kind / place / own)
+    start = time.perf_counter()
+    forget(name, store=AdapterStore(folder / "forgot" / place))
+    return (time.perf_counter() - start) * 1000
 
 
 def _at(stage: Stage, out: Path) -> Stage:
@@ -133,67 +132,53 @@ def _bytes(stage: Stage, drawing: Drawing, prompts: Sequence[Prompt]) -> list[by
 
 
 def forget_picture(stage: Stage) -> dict[str, Any]:
-    """Forget one picture of the smallest source, and see that the outcome is what training without it gives."""
-    name = min(stage.names, key=lambda n: len(stage.sources[n]))
-    source, plan = stage.sources[name], stage.plan
-    slices = (1, plan.forget_slices) if plan.options["slices"] else (1,)
+    """Forget one picture of the smallest source; raw/forget_picture.json."""
+    name = min(stage.names, key=stage.sources.size)
+    slices = (1, stage.plan.forget_slices) if stage.plan.options["slices"] else (1,)
     units: dict[Path, Callable[[], Any]] = {
-        stage.out / "work" / "forgotten" / f"picture-{k}.json": (
-            lambda k=k: _forget_one(stage, plan, source, k)  # type: ignore[misc]
-        )
+        stage.out / "work" / "forgotten" / f"picture-{k}.json": lambda k=k: _forget_one(stage, name, k)  # type: ignore[misc]
         for k in slices
     }
     found = dict(zip(slices, done(units).values(), strict=True))
-    monolith = training_seconds(stage.out, 0, MONOLITH)
+    monolith = training_cost(stage.out, 0, MONOLITH)
     for row in found.values():
-        row["monolith_seconds"] = monolith
-        row["cheaper"] = monolith / row["seconds"]
-    told = {"source": name, "pictures": len(source), "sources": len(stage.names)}
-    return {**told, "by_slices": {str(k): row for k, row in found.items()}}
+        row["cheaper"] = monolith["seen"] / row["seen"]
+        row["cheaper_seconds"] = monolith["seconds"] / row["seconds"] if row["seconds"] else None
+    told = {"source": name, "pictures": stage.sources.size(name), "sources": len(stage.names)}
+    told |= {"monolith_seen": monolith["seen"], "monolith_seconds": monolith["seconds"]}
+    told |= {"by_slices": {str(k): row for k, row in found.items()}}
+    write_json(stage.raw / "forget_picture.json", told)
+    return told
 
 
-def _forget_one(stage: Stage, plan: Plan, source: Source, k: int) -> dict[str, Any]:
-    """Of a source in k slices, each with a k-th of the steps."""
-    settings = settings_of(plan, source.name, len(stage.names), 0)
+def _forget_one(stage: Stage, name: str, k: int) -> dict[str, Any]:
+    """Of a source in k slices, each with a k-th of the steps; is the outcome what training without it gives?"""
+    source = stage.sources[name]
+    settings = settings_of(stage.plan, name, len(stage.names), 0)
     settings = replace(settings, slices=k, steps=max(1, settings.steps // k))
     store = AdapterStore(stage.out / "work" / "forgotten" / f"slices-{k}")
-    if source.name not in store.sources():
-        if k == 1:
-            store.add(store_of(stage.out, 0).load(source.name))
-        else:
-            trained(store, source, stage.backbone, settings)
-    wanted = source.items[0].file
-    if wanted not in _trained_files(store, source.name):  # an interrupted run got as far as this
-        return _forget_one_again(stage, plan, source, k, store)
-    todo = plan_items(source.name, [wanted], source, store=store)
-    start = time.process_time()
+    shutil.rmtree(store.root, ignore_errors=True)  # an interrupted run may have got half way
+    if k == 1:
+        store.add(store_of(stage.out, 0).load(name))
+    else:
+        trained(store, source, stage.backbone, settings)
+    todo = plan_items(name, [source.items[0].file], source, store=store)
+    start, clock = time.process_time(), time.perf_counter()
     adapter, receipt = forget_items(todo, stage.backbone, store=store)
-    seconds = time.process_time() - start
-    check_forgotten(todo, stage.backbone, adapter)  # trains all that is left from nothing, and compares bytes
+    took = core_seconds(stage.backbone, start), time.perf_counter() - clock
+    try:
+        check_forgotten(
+            todo, stage.backbone, adapter
+        )  # trains all that is left from nothing, and compares bytes
+        equal = True
+    except RunFailed:  # on a GPU two trainings may add in another order
+        equal = False
     return {
-        "seconds": seconds,
+        "seen": settings.steps * settings.rows,
+        "seconds": took[0],
+        "clock": round(took[1], 1),
         "slices": k,
         "steps": settings.steps,
-        "equal_to_never": True,
+        "equal_to_never": equal,
         "items": receipt.items,
     }
-
-
-def _forget_one_again(
-    stage: Stage, plan: Plan, source: Source, k: int, store: AdapterStore
-) -> dict[str, Any]:
-    forget(source.name, store=store)
-    return _forget_one(stage, plan, source, k)
-
-
-def _trained_files(store: AdapterStore, name: str) -> list[str]:
-    manifest = store.load(name).manifest
-    return [item.file for item in manifest.items] if manifest else []
-
-
-def largest_change(rows: Sequence[dict[str, Any]], tower: str) -> float:
-    """The largest rise of the Fréchet distance over its floor, as a share; NaN where it was not measured."""
-    ratios = [
-        float(row[f"{tower} fd_ratio"]) - 1 for row in rows if row.get(f"{tower} fd_ratio") not in ("", None)
-    ]
-    return float(np.max(ratios)) if ratios else float("nan")

@@ -49,7 +49,7 @@ class PhraseUNet(nn.Module):
         """Arguments for the pipeline's call. Starts a new run."""
         regions = [regions_of(prompt) for prompt in prompts]
         count = max(map(len, regions))
-        eye = [torch.eye(count)[: len(own)] for own in regions]
+        eye = [torch.eye(count, device=self.device)[: len(own)] for own in regions]
         self.share = regional_router(eye, [[region.box for region in own] for own in regions])
         self.close()
         texts = [[own[r % len(own)].phrase for own in regions] for r in range(count)]

@@ -3,8 +3,8 @@
 A unit is one batch of one system. Its pictures are written first and its record last, so that a kill loses one batch.
 
     work/seed-S/pictures/SYSTEM/ID.png
-    raw/pictures.csv      system, training seed, prompt, row-forwards, seconds of one core, entropy of the router's
-                          weights at the first call, in the middle and at the last, and the source of most weight
+    raw/pictures.csv      system, training seed, prompt, row-forwards, seconds of one core (on a CPU), entropy of the
+                          router's weights at the first call, in the middle and at the last, the source of most weight
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from paper.adapters import bare_adapter, file_name, tag
+from paper.adapters import bare_adapter, core_seconds, file_name, tag
 from paper.phrases import PhraseUNet
 from paper.prompts import Prompt
 from paper.stage import Stage, batches, write_csv
 from paper.systems import Asked, System
-from paper.units import done
+from paper.units import Units, done
 from promptcdm.adapter import Adapter
 from promptcdm.composed_unet import ComposedUNet
 from promptcdm.levers import Levers
@@ -53,6 +53,13 @@ class Drawing:
 
 def draw(stage: Stage, drawings: Sequence[Drawing], prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """Draw what is not drawn yet; a record for every picture."""
+    return [
+        record for records in done(drawing_units(stage, drawings, prompts)).values() for record in records
+    ]
+
+
+def drawing_units(stage: Stage, drawings: Sequence[Drawing], prompts: Sequence[Prompt]) -> Units:
+    """Batches of every drawing."""
     units: dict[Path, Callable[[], Any]] = {}
     for drawing in drawings:
         wanted = [p for p in prompts if p.stratum == "joined" or not drawing.system.phrases]
@@ -60,7 +67,7 @@ def draw(stage: Stage, drawings: Sequence[Drawing], prompts: Sequence[Prompt]) -
             named = hashlib.sha256(" ".join(p.id for p in batch).encode()).hexdigest()[:12]
             path = picture_folder(stage, drawing) / f"batch-{named}.json"
             units[path] = lambda drawing=drawing, batch=batch: _draw(stage, drawing, batch)  # type: ignore[misc]
-    return [record for records in done(units).values() for record in records]
+    return units
 
 
 def picture_folder(stage: Stage, drawing: Drawing) -> Path:
@@ -83,6 +90,7 @@ def _draw(stage: Stage, drawing: Drawing, prompts: Sequence[Prompt]) -> list[dic
     system, backbone = drawing.system, stage.backbone
     texts = [_text(stage, drawing, prompt) for prompt in prompts]
     pipe, start = backbone.pipe, time.process_time()
+    stage.fresh_slots()
     with closing(composed_of(stage, drawing, prompts)) as composed:
         pipe.unet = composed
         try:
@@ -96,7 +104,7 @@ def _draw(stage: Stage, drawing: Drawing, prompts: Sequence[Prompt]) -> list[dic
             ).images
         finally:
             pipe.unet = backbone.unet
-        seconds = (time.process_time() - start) / len(prompts)
+        seconds = core_seconds(backbone, start, len(prompts))
         rows, weights = composed.row_forwards.tolist(), [w.double() for w in composed.weights]
     folder = picture_folder(stage, drawing)
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,14 +132,14 @@ def composed_of(stage: Stage, drawing: Drawing, prompts: Sequence[Prompt]) -> Co
         asked = Asked(prompts, names, sources, backbone, lambda: stage.classifier, drawing.best)
         return view(adapters, system.route(asked))
 
-    def nearest(texts: Sequence[str]) -> ComposedUNet:
+    def of_nearest(texts: Sequence[str]) -> ComposedUNet:
         if system.kind == "monolith":
             return view(adapters, "uniform")
         known = [a.statistics.caption_prototypes for a in adapters if a.statistics is not None]
-        prior = prompt_prior(backbone.encode_mean(texts), known)
-        return view(adapters, prior_router(torch.eye(len(adapters))[prior.argmax(1)]))
+        nearest = prompt_prior(backbone.encode_mean(texts).cpu(), known).argmax(1)
+        return view(adapters, prior_router(torch.eye(len(adapters))[nearest].to(backbone.device)))
 
-    return PhraseUNet(nearest, view([], "uniform", Levers()), system.layout_until)
+    return PhraseUNet(of_nearest, view([], "uniform", Levers()), system.layout_until)
 
 
 def adapters_of(stage: Stage, drawing: Drawing) -> list[Adapter]:
@@ -154,7 +162,7 @@ def _text(stage: Stage, drawing: Drawing, prompt: Prompt) -> str:
     if not drawing.system.tagged:
         return prompt.text
     known = [a.statistics.caption_prototypes for a in stage.of_sources(drawing.seed) if a.statistics]
-    prior = prompt_prior(stage.backbone.encode_mean([prompt.text]), known)[0].tolist()
+    prior = prompt_prior(stage.backbone.encode_mean([prompt.text]).cpu(), known)[0].tolist()
     source = random.Random(seed_of(stage, prompt)).choices(stage.names, prior)[0]
     return f"{tag(source, stage.names)} {prompt.text}"
 
@@ -165,7 +173,7 @@ def _record(
     image: Image.Image,
     folder: Path,
     rows: float,
-    seconds: float,
+    seconds: float | None,
     weights: Sequence[torch.Tensor],
     names: Sequence[str],
 ) -> dict[str, Any]:
@@ -181,7 +189,7 @@ def _record(
         "guidance": drawing.guidance,
         "prompt": prompt.id,
         "rows": round(rows, 3),
-        "seconds": round(seconds, 4),
+        "seconds": seconds,
         **dict(zip(("entropy_first", "entropy_middle", "entropy_last"), entropy, strict=True)),
         "most": names[int(mean.argmax())] if mean is not None else "",
         "truth_weight": round(_of_truth(mean, names, prompt), 5) if mean is not None else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,18 @@ from promptcdm.tensorfile import write_json
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
 
-# How an adapter is trained on nano. It is found elsewhere, and every system here trains with the same.
-TRAINING = TrainSettings(steps=900, unconditional="adapter", mixed_precision="no")
+# How an adapter is trained on nano: what the demo and docs/training.md found, in few large steps, which cost a GPU no
+# more than small ones. Every system here trains with the same.
+TRAINING = TrainSettings(
+    steps=120,
+    batch_size=128,
+    learning_rate=4e-3,
+    targets="wide",
+    loraplus_lr_ratio=10.0,
+    unconditional="adapter",
+    mixed_precision="no",
+    checkpoint_every=50,
+)
 VENDORS = (
     *("emojione", "fluent-emoji", "fluent-emoji-flat", "fxemoji"),
     *("noto-v1", "openmoji", "streamline-kameleon-color", "twemoji"),
@@ -79,10 +90,13 @@ class Plan:
         3.0,
     )  # tried on validation prompts, alike for every kind of system
     systems: tuple[str, ...] = ()  # of systems.py; () is all
-    chunk: int = 16  # pictures of one unit of work
+    chunk: int = 25  # pictures of one unit of work; some 100 suit a GPU
     ruler_pictures: int = 400
     ruler_levels: int = 7
-    judges: tuple[str, ...] = ("nano-judge",)  # the first one chooses; another may be the sealed one
+    judges: tuple[str, ...] = (
+        "nano-judge",
+        "sealed-judge",
+    )  # the first chooses, the last one's scores are told
     towers: tuple[str, ...] = ("instance-tower", "concept-tower")
     clip: str = ""  # open_clip model and local weights, NAME:FILE, for CLIPScore
     forget_slices: int = 4
@@ -110,7 +124,6 @@ VENDOR = Plan(
     names=VENDORS,
     prompts=str(HERE / "prompts" / "vendor.csv"),
     nouns=str(EXAMPLES / "emoji" / "countable.csv"),
-    training=replace(TRAINING, steps=600),
     seeds=5,
 )
 TOPIC = replace(
@@ -131,7 +144,7 @@ QUICK = replace(
     names=("fluent-emoji-flat", "fxemoji", "openmoji", "twemoji"),
     prompts=str(HERE / "prompts" / "quick.csv"),
     counts=Counts(2, 10),
-    training=replace(TRAINING, steps=90),
+    training=replace(TRAINING, steps=180, batch_size=8, learning_rate=1e-3),
     seeds=1,
     monoliths=("monolith",),
     steps=8,
@@ -146,6 +159,42 @@ QUICK = replace(
     options={"continual": False, "slices": False},
 )
 PLANS = {plan.name: plan for plan in (VENDOR, TOPIC, QUICK)}
+BUILT = EXAMPLES / "emoji" / "out"  # where examples/emoji/build.py writes
+
+
+def changed(plan: Plan, words: Sequence[str]) -> Plan:
+    """The plan with numbers changed: NAME=VALUE, with commas for several, `training.` before a training setting's.
+
+    Raises BadInput for what is no number of a plan.
+    """
+    for word in words:
+        name, _, value = word.partition("=")
+        owner = plan.training if name.startswith("training.") else plan
+        field = name.removeprefix("training.")
+        before = getattr(owner, field, None)
+        try:
+            now = _number(before, value)
+        except (TypeError, ValueError):
+            raise BadInput(
+                f"--set {word}: it takes NAME=VALUE, a number of the plan such as seeds=3"
+            ) from None
+        own: dict[str, Any] = {field: now}
+        plan = (
+            replace(plan, training=replace(plan.training, **own))
+            if owner is not plan
+            else replace(plan, **own)
+        )
+    return plan
+
+
+def _number(before: object, value: str) -> object:
+    """The words as what stands there: a number, or several."""
+    if isinstance(before, tuple) and all(isinstance(each, int | float) for each in before):
+        kind = float if before and isinstance(before[0], float) else int
+        return tuple(kind(part) for part in value.split(",") if part)
+    if isinstance(before, int | float) and not isinstance(before, bool):
+        return type(before)(value)
+    raise TypeError
 
 
 def keep(plan: Plan, out: Path) -> None:

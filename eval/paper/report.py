@@ -37,7 +37,7 @@ def write_report(out: Path, tables: Mapping[str, Table]) -> Path:
         "## Denoising error over the monolith's, minus 1",
         _ruler(tables["ruler"]),
         "![Denoising error by noise level](figures/ruler.png)",
-        "## Forgetting, leakage, storage, time",
+        "## Forgetting, leakage, storage, cost",
         _others(out),
         "![The same prompts and seeds by every system](figures/sheet.png)",
         "## What each system is",
@@ -124,7 +124,7 @@ def _ruler(rows: Table) -> str:
 def _others(out: Path) -> str:
     """The smaller raw files, as lists."""
     lines = []
-    for name in ("forget_picture", "membership", "attribution", "storage", "continual", "scale", "time"):
+    for name in ("forget_picture", "membership", "attribution", "storage", "continual", "scale", "cost"):
         path = out / "raw" / f"{name}.json"
         if path.is_file():
             lines += [

@@ -12,7 +12,7 @@ predictions costs no further row. In the same pass each router is asked for the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,6 @@ from promptcdm.router import (
     uniform_router,
 )
 from promptcdm.source_errors import timesteps_of
-
-_AT_ONCE = 8  # pictures
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,8 @@ def held_out_pictures(stage: Stage) -> list[HeldOut]:
 def measure(stage: Stage) -> list[dict[str, str]]:
     """Measure every held-out picture; the rows of raw/ruler.csv."""
     pictures = held_out_pictures(stage)
-    parts = [pictures[i : i + _AT_ONCE] for i in range(0, len(pictures), _AT_ONCE)]
+    size = stage.plan.chunk
+    parts = [pictures[i : i + size] for i in range(0, len(pictures), size)]
     units: dict[Path, Callable[[], Any]] = {
         stage.out / "work" / "ruler" / f"{n:04d}.json": lambda part=part: _measure(stage, part)  # type: ignore[misc]
         for n, part in enumerate(parts)
@@ -110,7 +109,8 @@ def routers(stage: Stage, captions: Sequence[str], truth: Sequence[str], seed: i
     known = [a.statistics for a in adapters if a.statistics is not None]
     n, statistics = len(adapters), stack_statistics(known)
     share = share_prior(torch.tensor([s.count for s in known]))
-    prior = prompt_prior(stage.backbone.encode_mean(list(captions)), [s.caption_prototypes for s in known])
+    means = stage.backbone.encode_mean(list(captions)).cpu()
+    prior = prompt_prior(means, [s.caption_prototypes for s in known])
     right = torch.stack([torch.eye(n)[stage.names.index(name)] for name in truth])
     return {
         "average": uniform_router(n),
@@ -154,34 +154,46 @@ def _measure(stage: Stage, part: Sequence[HeldOut]) -> list[dict[str, Any]]:
 def _predictions(
     stage: Stage, x_0: Tensor, captions: Sequence[str]
 ) -> list[tuple[int, dict[str, Tensor], Tensor, Tensor]]:
-    """Of each level, noise falling: timestep, eps (B, C, h, w) by adapter, x_t and the noise that is in it."""
-    adapters = everyone(stage)
+    """Of each level, noise falling: timestep, eps (B, C, h, w) by adapter, x_t and the noise in it; on the CPU."""
+    steps = list(reversed(timesteps_of(stage.backbone, stage.plan.ruler_levels)))
+    alpha = [stage.backbone.alpha_bar(torch.tensor([float(t)])).to(x_0) for t in steps]
+    noises = [noise_of(x_0.shape[1:], stage.plan.seed, k).to(x_0) for k in range(len(steps))]
+    x_t = [a.sqrt() * x_0 + (1 - a).sqrt() * noise for a, noise in zip(alpha, noises, strict=True)]
+    heard: list[dict[str, Tensor]] = [{} for _ in steps]
+    for group in everyone(stage):
+        for k, eps in enumerate(_heard(stage, list(group.values()), steps, x_t, captions)):
+            heard[k] |= dict(zip(group, eps, strict=True))
+    return list(zip(steps, heard, x_t, noises, strict=True))
+
+
+def _heard(
+    stage: Stage,
+    adapters: Sequence[Adapter],
+    steps: Sequence[int],
+    x_t: Sequence[Tensor],
+    captions: Sequence[str],
+) -> Iterator[Tensor]:
+    """eps (K, B, C, h, w) of K adapters at each step, on the CPU."""
     heard = _Heard()
-    view = ComposedUNet(
-        stage.backbone,
-        list(adapters.values()),
-        router=heard.router(len(adapters)),
-        guidance_scale=1.0,
-    )
-    found = []
+    stage.fresh_slots()
+    view = ComposedUNet(stage.backbone, adapters, router=heard.router(len(adapters)), guidance_scale=1.0)
     with closing(view) as composed:
         texts = composed.encode(list(captions))
-        for k, t in enumerate(reversed(timesteps_of(stage.backbone, stage.plan.ruler_levels))):
-            a = stage.backbone.alpha_bar(torch.tensor([float(t)])).to(x_0)
-            noise = noise_of(x_0.shape[1:], stage.plan.seed, k).to(x_0)
-            x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
-            predicted_noise(composed, x_t, t, texts)
+        for t, noised in zip(steps, x_t, strict=True):
+            predicted_noise(composed, noised.to(stage.backbone.device), t, texts)
             assert heard.eps is not None
-            found.append((t, dict(zip(adapters, heard.eps.float(), strict=True)), x_t, noise))
-    return found
+            yield heard.eps.float().cpu()
 
 
-def everyone(stage: Stage, seed: int = 0) -> dict[str, Adapter]:
-    """The sources, the backbone as one of them, the soup and the plain monoliths; a tagged one needs its tag."""
+def everyone(stage: Stage, seed: int = 0) -> list[dict[str, Adapter]]:
+    """The sources with the bare backbone as one of them; then the soup and each monolith, whose ranks are others.
+
+    A tagged monolith is left out: it needs its tag.
+    """
     sources = dict(zip(stage.names, stage.of_sources(seed), strict=True))
+    bare = bare_adapter(next(iter(sources.values())))
     monoliths = [name for name in stage.plan.monoliths if name != "monolith tagged"]
-    others = {name: stage.adapter(name, seed) for name in ("soup", *monoliths)}
-    return {**sources, "backbone": bare_adapter(next(iter(sources.values()))), **others}
+    return [{**sources, "backbone": bare}, *({n: stage.adapter(n, seed)} for n in ("soup", *monoliths))]
 
 
 def _of_level(

@@ -5,8 +5,9 @@
     python eval/paper/run.py --plan topic                eight topics of them
     python eval/paper/run.py --sources FOLDER --backbone B --out DIR      your own folders, any Stable Diffusion
 
-Stages: prompts, adapters, ruler, choice, pictures, scores, forgetting, protection, growth, report. Each writes files
-that a rerun picks up. The same command given in two shells shares the work between them; so does --workers.
+Stages: prompts, adapters, ruler, choice, pictures, forgetting, picture, membership, growth, leftover, report. Each
+writes files that a rerun picks up, and a kill loses what was being made. The same command given in two shells shares
+the work between them; so does --workers, on a GPU too: `--device cuda --workers 14 --set chunk=100`.
 """
 
 from __future__ import annotations
@@ -21,20 +22,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from paper.plan import HERE, PLANS, Plan, keep
+from paper.plan import BUILT, HERE, PLANS, Plan, changed, keep
 from promptcdm.errors import PromptCDMError, RunFailed
 
 STAGES = (
-    "prompts",
-    "adapters",
-    "ruler",
-    "choice",
-    "pictures",
-    "scores",
-    "forgetting",
-    "protection",
-    "report",
+    *("prompts", "adapters", "ruler", "choice", "pictures", "forgetting"),
+    *("picture", "membership", "growth", "leftover", "report"),
 )
+# These need the adapters alone: every third worker does them while the others draw.
+ASIDE = ("picture", "membership", "growth")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = given.out or HERE / "results" / plan.name
         keep(plan, out)
         others = _others(given, arguments)
-        run(plan, out, device=given.device, until=given.until, say=lambda line: print(line, flush=True))
+        say = print if not given.worker else _nothing
+        run(plan, out, device=given.device, until=given.until, worker=given.worker, say=say)
         if any(other.wait() for other in others):
             raise RunFailed(
                 "another worker failed; its message is above, and a rerun goes on from what is done"
@@ -62,14 +59,28 @@ def run(
     *,
     device: str = "cpu",
     until: str = "report",
+    worker: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Every stage up to `until`. Raises as the parts of promptcdm do."""
+    """Every stage up to `until`; the first worker alone writes the report. Raises as the parts of promptcdm do."""
     from paper.experiment import Experiment  # torch is loaded here, after the number of threads was set
 
     experiment = Experiment.open(plan, out, device, say)
-    for name in STAGES[: STAGES.index(until) + 1]:
+    for name in _order(STAGES[: STAGES.index(until) + 1], worker):
         experiment.run(name)
+
+
+def _order(stages: Sequence[str], worker: int) -> list[str]:
+    """The stages of a worker, the first one 0."""
+    own = [name for name in stages if not worker or name != "report"]
+    if worker % 3 != 1:
+        return own
+    first = [name for name in own if name in ("prompts", "adapters", *ASIDE)]
+    return first + [name for name in own if name not in first]
+
+
+def _nothing(line: str) -> None:
+    pass
 
 
 def plan_of(given: argparse.Namespace) -> Plan:
@@ -80,9 +91,11 @@ def plan_of(given: argparse.Namespace) -> Plan:
         plan = replace(plan, name=name, sources=str(given.sources), names=(), prompts="", nouns="")
     if given.prompts:
         plan = replace(plan, prompts=str(given.prompts))
+    if given.built:
+        plan = replace(plan, sources=str(given.built / Path(plan.sources).relative_to(BUILT)))
     if given.judges:
         plan = replace(plan, judges=tuple(given.judges.split(",")))
-    return replace(plan, backbone=given.backbone)
+    return changed(replace(plan, backbone=given.backbone), given.set)
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -99,10 +112,19 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--prompts", type=Path, help="CSV of prompts; left out, they are drawn from the folders"
     )
-    parser.add_argument("--judges", help="names with commas; the first chooses [nano-judge]")
+    parser.add_argument(
+        "--built", type=Path, help="where build.py wrote vendor's and topic's pictures [examples/emoji/out]"
+    )
+    parser.add_argument(
+        "--judges", help="names with commas; the first chooses, the last one's scores are told"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="another number in the plan: seeds=3"
+    )
     parser.add_argument("--out", type=Path, help="folder of the run [eval/paper/results/PLAN]")
     parser.add_argument("--until", choices=STAGES, default="report", help="the last stage [report]")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each [2]")
+    parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -111,7 +133,7 @@ def _others(given: argparse.Namespace, arguments: Sequence[str] | None) -> list[
     words = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     command = [sys.executable, str(Path(__file__).resolve()), *words, "--workers", "1"]
-    return [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(given.workers - 1)]
+    return [subprocess.Popen([*command, "--worker", str(n)]) for n in range(1, given.workers)]
 
 
 if __name__ == "__main__":

@@ -13,29 +13,46 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paper.adapters import MONOLITH, joined, settings_of, trained
-from paper.continual import composition_error
+from paper.continual import composition_errors, held_out_probe
 from paper.stage import Stage
-from paper.units import done, once
+from paper.units import Units, done
 from promptcdm.adapter import Adapter
-from promptcdm.membership import drawn, probe_of
 from promptcdm.settings import TrainSettings
 from promptcdm.slices import slices_of
 from promptcdm.source import Source
 from promptcdm.store import AdapterStore
+from promptcdm.tensorfile import write_json
 
 
 def scale(stage: Stage) -> dict[str, Any]:
     """Train every split and measure it; raw/scale.json."""
-    whole = joined(stage.out, MONOLITH, stage.sources)
-    settings = settings_of(stage.plan, MONOLITH, len(stage.names), 0)
-    units: dict[Path, Callable[[], Any]] = {}
+    done(split_units(stage))
+    folder = stage.out / "work" / "scale"
+    units: dict[Path, Callable[[], Any]] = {
+        folder / "monolith.json": lambda: _error(stage, [stage.adapter(MONOLITH)]),
+        folder / "sources.json": lambda: _error(stage, stage.of_sources()),
+    }
     for n in stage.plan.splits:
-        for name, part in parts_of(whole, n).items():
-            path = _folder(stage, n) / f"{name}.json"
-            units[path] = lambda n=n, part=part: _train(stage, settings, n, part)  # type: ignore[misc]
-    done(units)
-    return dict(once(stage.raw / "scale.json", lambda: _measured(stage, whole)))
+        units[folder / f"parts-{n}.json"] = lambda n=n: _error(stage, _parts(stage, n))  # type: ignore[misc]
+    names = ["monolith", "own sources", *(f"{n} parts" for n in stage.plan.splits)]
+    found = {"denoising_error": dict(zip(names, done(units).values(), strict=True))}
+    write_json(stage.raw / "scale.json", found)
+    return found
+
+
+def split_units(stage: Stage) -> Units:
+    """The trainings of all parts."""
+    if not stage.plan.splits:
+        return {}
+    settings = settings_of(stage.plan, MONOLITH, len(stage.names), 0)
+
+    def make(n: int, k: int) -> Callable[[], Any]:
+        return lambda: _train(stage, settings, n, f"part-{k}")
+
+    return {_folder(stage, n) / f"part-{k}.json": make(n, k) for n in stage.plan.splits for k in range(n)}
 
 
 def parts_of(whole: Source, n: int) -> dict[str, Source]:
@@ -43,23 +60,24 @@ def parts_of(whole: Source, n: int) -> dict[str, Source]:
     return {f"part-{k}": replace(part, name=f"part-{k}") for k, part in slices_of(whole, n).items()}
 
 
-def _train(stage: Stage, settings: TrainSettings, n: int, part: Source) -> dict[str, object]:
+def _train(stage: Stage, settings: TrainSettings, n: int, name: str) -> dict[str, object] | None:
+    """Train one part; None where chance left it without a picture."""
+    part = parts_of(joined(MONOLITH, stage.sources), n).get(name)
+    if part is None:
+        return None
     own = replace(settings, steps=max(1, settings.steps // n))
     return trained(AdapterStore(_folder(stage, n) / "adapters"), part, stage.backbone, own)
 
 
-def _measured(stage: Stage, whole: Source) -> dict[str, Any]:
-    count = max(1, stage.plan.ruler_pictures // len(stage.held_out))
-    probes = [probe_of(drawn(s, count, stage.plan.seed), stage.backbone) for s in stage.held_out.values()]
+def _parts(stage: Stage, n: int) -> list[Adapter]:
+    store = AdapterStore(_folder(stage, n) / "adapters")
+    return [store.load(name) for name in store.sources()]
 
-    def error(adapters: Sequence[Adapter]) -> float:
-        return sum(composition_error(stage, adapters, probe) for probe in probes) / len(probes)
 
-    found = {"monolith": error([stage.adapter(MONOLITH)]), "own sources": error(stage.of_sources())}
-    for n in stage.plan.splits:
-        store = AdapterStore(_folder(stage, n) / "adapters")
-        found[f"{n} parts"] = error([store.load(name) for name in sorted(parts_of(whole, n))])
-    return {"denoising_error": found, "pictures": sum(len(probe.captions) for probe in probes)}
+def _error(stage: Stage, adapters: Sequence[Adapter]) -> float:
+    """Mean over the sources of the error on their held-out pictures."""
+    probes = [held_out_probe(stage, name) for name in stage.held_out]
+    return float(np.mean(composition_errors(stage, adapters, probes)))
 
 
 def _folder(stage: Stage, n: int) -> Path:

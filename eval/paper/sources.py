@@ -13,7 +13,7 @@ import csv
 import hashlib
 import json
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,17 +78,40 @@ def source_names(plan: Plan) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def open_sources(plan: Plan) -> dict[str, Source]:
-    """Every source, all its pictures checked."""
-    return {name: Source.open(Path(plan.sources) / name, name) for name in source_names(plan)}
+class Opened(Mapping[str, Source]):
+    """Sources by name, each opened and checked when it is first asked for: a worker that trains one reads one."""
+
+    def __init__(self, root: Path, names: Collection[str]) -> None:
+        self.root, self._names = root, tuple(names)
+        self._opened: dict[str, Source] = {}
+
+    def __getitem__(self, name: str) -> Source:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._opened:
+            self._opened[name] = Source.open(self.root / name, name)
+        return self._opened[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def size(self, name: str) -> int:
+        """Pictures of a source, told by its metadata alone."""
+        return len(read_rows(self.root / name))
 
 
-def open_held_out(plan: Plan) -> dict[str, Source]:
+def open_sources(plan: Plan) -> Opened:
+    """Every source."""
+    return Opened(Path(plan.sources), source_names(plan))
+
+
+def open_held_out(plan: Plan) -> Opened:
     """The held-out pictures of every source that has some."""
     root = Path(plan.sources) / "heldout"
-    return {
-        n: Source.open(root / n, n) for n in source_names(plan) if (root / n / "metadata.jsonl").is_file()
-    }
+    return Opened(root, [n for n in source_names(plan) if (root / n / "metadata.jsonl").is_file()])
 
 
 def read_rows(folder: Path) -> list[Row]:

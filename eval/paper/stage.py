@@ -14,10 +14,10 @@ from baselines.joint_classifier import JointClassifier
 from paper.adapters import soup_of, store_of
 from paper.plan import Plan
 from paper.prompts import Prompt, read_prompts
-from paper.sources import Idea, ideas_of, open_held_out, open_sources, source_names
+from paper.sources import Idea, Opened, ideas_of, open_held_out, open_sources, source_names
 from promptcdm.adapter import Adapter
 from promptcdm.backbone import Backbone
-from promptcdm.source import Source
+from promptcdm.slots import Slots
 from promptcdm.tensorfile import write_bytes
 
 
@@ -35,12 +35,12 @@ class Stage:
         return source_names(self.plan)
 
     @cached_property
-    def sources(self) -> dict[str, Source]:
+    def sources(self) -> Opened:
         """Their pictures."""
         return open_sources(self.plan)
 
     @cached_property
-    def held_out(self) -> dict[str, Source]:
+    def held_out(self) -> Opened:
         """Their pictures that nobody trains on."""
         return open_held_out(self.plan)
 
@@ -79,10 +79,21 @@ class Stage:
 
     @cached_property
     def classifier(self) -> JointClassifier:
-        """The joint classifier on x_t, trained on all sources' latents: it is quick, and the same each time."""
-        from paper.classifier import train_classifier
+        """The joint classifier on x_t, trained on all sources' latents; on the CPU."""
+        from paper.classifier import read_classifier
 
-        return train_classifier(self)
+        return read_classifier(self)
+
+    @property
+    def device(self) -> str:
+        """cpu, cuda or mps."""
+        return self.backbone.device.type
+
+    def fresh_slots(self) -> None:
+        """Forget the rank that the engine's stacks have grown to: with a soup's, every row would pay for it."""
+        engine = self.backbone.engine
+        engine.slots.close()
+        engine.slots = Slots(self.backbone.unet, engine.slots.count)
 
     @property
     def raw(self) -> Path:

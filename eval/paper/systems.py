@@ -7,6 +7,7 @@ seeds, with the guidance of their kind and the unconditional branch that the ada
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from promptcdm.errors import BadInput
 from promptcdm.levers import Levers
 from promptcdm.router import (
     Router,
+    on_device,
     posterior_router,
     prior_router,
     prompt_prior,
@@ -49,18 +51,20 @@ class Asked:
     def prior(self) -> Tensor:
         """pi_i(c), (B, N)."""
         texts = [prompt.text for prompt in self.prompts]
-        return prompt_prior(
-            self.backbone.encode_mean(texts), [_known(a).caption_prototypes for a in self.adapters]
-        )
+        known = [_known(a).caption_prototypes.to(self.backbone.device) for a in self.adapters]
+        return prompt_prior(self.backbone.encode_mean(texts), known)
 
     @property
     def share(self) -> Tensor:
         """Each source's share of the pictures, (N,)."""
-        return share_prior(torch.tensor([_known(adapter).count for adapter in self.adapters]))
+        return share_prior(
+            torch.tensor([_known(a).count for a in self.adapters], device=self.backbone.device)
+        )
 
     def only(self, sources: Sequence[str]) -> Tensor:
         """One-hot (B, N) on a source for each prompt."""
-        return torch.stack([torch.eye(len(self.names))[self.names.index(source)] for source in sources])
+        own = torch.tensor([self.names.index(source) for source in sources])
+        return torch.eye(len(self.names))[own].to(self.backbone.device)
 
 
 Route = Callable[[Asked], Router | RouterName]
@@ -97,11 +101,12 @@ def _named(name: RouterName) -> Route:
 
 
 def _posterior(asked: Asked) -> Router:
-    return posterior_router(stack_statistics([_known(adapter) for adapter in asked.adapters]), asked.share)
+    statistics = stack_statistics([_known(adapter) for adapter in asked.adapters])
+    return posterior_router(on_device(statistics, asked.backbone.device), asked.share)
 
 
 def _classifier(asked: Asked) -> Router:
-    return joint_classifier_router(asked.classifier(), asked.prior)
+    return joint_classifier_router(deepcopy(asked.classifier()).to(asked.backbone.device), asked.prior)
 
 
 def _oracle(asked: Asked) -> Router:

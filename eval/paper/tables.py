@@ -36,6 +36,7 @@ class Raw:
         self.pictures, self.ruler = self.csv("pictures"), self.csv("ruler")
         self.forgetting = self.csv("forgetting")
         self.judges = list(dict.fromkeys(row["judge"] for row in self.tifa))
+        self.judge = self.judges[-1]  # whose scores are told: an earlier one may have chosen
         told = {row["system"] for row in self.tifa if row["part"] == "test"}
         self.systems = [system.name for system in SYSTEMS if system.name in told]
 
@@ -118,7 +119,7 @@ def _of_prompts(raw: Raw, judge: str, ids: Sequence[str], what: str, system: str
 
 
 def system_row(raw: Raw, name: str) -> dict[str, Any]:
-    """One system: cost, TIFA by the first judge, fidelity by every tower, and its router."""
+    """One system: cost, TIFA by the last judge, fidelity by every tower, and its router."""
     drawn = [
         r for r in raw.pictures if r["system"] == name and not r["without"] and r["prompt"].startswith("t-")
     ]
@@ -128,7 +129,7 @@ def system_row(raw: Raw, name: str) -> dict[str, Any]:
         "core_seconds": _mean(drawn, "seconds"),
     }
     for group in ("all", "withheld", "joined"):
-        own = raw.scores(raw.judges[0], name, GROUPS[group])
+        own = raw.scores(raw.judge, name, GROUPS[group])
         row |= _columns(f"tifa {group}", mean(own)) if own.size else {}
         for key in (f"tifa {group}", f"tifa {group}_low", f"tifa {group}_high"):
             row.setdefault(key, math.nan)
@@ -166,7 +167,7 @@ def _by_concept(rows: Rows, key: str) -> Scores:
 
 def claims(raw: Raw) -> list[dict[str, Any]]:
     """Each claim with its goal, what was found, its interval and whether the goal was reached."""
-    judge, composed, monolith = raw.judges[0], raw.choice["composed"], raw.choice["monolith"]
+    judge, composed, monolith = raw.judge, raw.choice["composed"], raw.choice["monolith"]
     rows = [_headroom(raw, judge, monolith)]
     for tower in dict.fromkeys(row["tower"] for row in raw.fidelity):
         own = [r for r in raw.fidelity if (r["tower"], r["system"]) == (tower, composed)]
@@ -202,14 +203,15 @@ def _forgetting_claims(raw: Raw) -> list[dict[str, Any]]:
     rows, told = [], raw.json("forget_picture")
     for slices, row in told.get("by_slices", {}).items():
         found = Estimate(row["cheaper"], math.nan, math.nan)
+        bytes_are = "the same bytes as never" if row["equal_to_never"] else "not the same bytes (see results)"
         words = (
-            f"forgetting one picture, times cheaper than the monolith again, {slices} slice(s), equal bytes"
+            f"forgetting one picture, times cheaper than the monolith again, {slices} slice(s), {bytes_are}"
         )
         reached = row["equal_to_never"] and row["cheaper"] >= told["sources"]
         rows.append(_claim(words, f">= {told['sources']} (sources)", found, _yes(reached)))
     if raw.forgetting:
         equal = all(r["files_equal"] == r["pictures_equal"] == "True" for r in raw.forgetting)
-        seconds = Estimate(_mean(raw.forgetting, "forget_seconds"), math.nan, math.nan)
+        seconds = Estimate(_mean(raw.forgetting, "forget_milliseconds") / 1000, math.nan, math.nan)
         rows.append(
             _claim(
                 "forgetting a source, seconds; bytes as if it had never been there",

@@ -113,8 +113,8 @@ def _file(judge: str, prompts: Sequence[Prompt]) -> str:
 
 
 @cache
-def _judge(name: str) -> Judge:
-    return load_judge(name, device="cpu")
+def _judge(name: str, device: str) -> Judge:
+    return load_judge(name, device=device)
 
 
 def _judged(
@@ -123,7 +123,7 @@ def _judged(
     questions = questions_on(stage, [prompt for prompt in prompts if prompt.id in images])
     if not questions:
         return []
-    judged = ask(questions, images, _judge(judge), JudgementLog(), seed=stage.plan.seed)
+    judged = ask(questions, images, _judge(judge, stage.device), JudgementLog(), seed=stage.plan.seed)
     asked = [verdict.question for verdict in judged.verdicts]
     right, sure = mean_by_caption(hard(judged.verdicts)), mean_by_caption(soft(judged.verdicts))
     blind = mean_by_caption(guess(asked)).by_caption

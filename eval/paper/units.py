@@ -16,6 +16,7 @@ from promptcdm.errors import RunFailed
 from promptcdm.store_lock import locked
 from promptcdm.tensorfile import write_json
 
+Units = Mapping[Path, Callable[[], Any]]  # the file of each, and what makes its value
 _DAYS = 7 * 86400.0
 
 
@@ -24,12 +25,19 @@ def once(path: Path, make: Callable[[], Any]) -> Any:
     return done({path: make})[path]
 
 
-def done(units: Mapping[Path, Callable[[], Any]]) -> dict[Path, Any]:
+def start(units: Units) -> None:
+    """Make those that nobody has made and nobody is at, and wait for nothing."""
+    for path, make in units.items():
+        if not path.is_file():
+            _take(path, make, 0.0)
+
+
+def done(units: Units) -> dict[Path, Any]:
     """The values of all, by file. What another process is at is left to it, and waited for at the end."""
-    for patience in (0.0, _DAYS):
-        for path, make in units.items():
-            if not path.is_file():
-                _take(path, make, patience)
+    start(units)
+    for path, make in units.items():
+        if not path.is_file():
+            _take(path, make, _DAYS)
     return {path: json.loads(path.read_text(encoding="utf-8")) for path in units}
 
 
