@@ -72,7 +72,8 @@ def weighted_errors(
     `soft` is a soft prompt by text encoder, or empty.
     """
     device = backbone.device
-    half = computes_in_bf16(settings.mixed_precision, device)
+    # A UNet that is bf16 already needs no autocast, which would run and keep every normalisation in fp32.
+    half = computes_in_bf16(settings.mixed_precision, device) and backbone.dtype != torch.bfloat16
     abar = backbone.alphas_cumprod[batch.t].view(-1, 1, 1, 1)
     x_t = abar.sqrt() * batch.x_0 + (1 - abar).sqrt() * batch.noise
     epsilon = backbone.prediction_type == "epsilon"

@@ -74,7 +74,8 @@ def load_checkpoint(
         )
     for n, p in parameters.items():
         p.data.copy_(tensors[f"parameter/{n}"])
-        optimizer.state[p] = {k: tensors[f"{k}/{n}"].to("cpu" if k == "step" else p.device) for k in MOMENTS}
+        there = p.device if optimizer.defaults["fused"] else torch.device("cpu")  # where it counts its steps
+        optimizer.state[p] = {k: tensors[f"{k}/{n}"].to(there if k == "step" else p.device) for k in MOMENTS}
     for kind, values in kept.items():
         for n, value in values.items():
             value.copy_(tensors[f"{kind}/{n}"])

@@ -159,8 +159,11 @@ def _ask(question: str, name: str, yes: bool) -> None:
 
 
 def _load_recorded(record: AdapterRecord, flags: dict[str, Any]) -> Backbone:
-    """The backbone that the flags name, or else the one that the record does."""
-    return load_backbone(settle(BackboneSettings, {"backbone": record.backbone.name}, flags))
+    """The backbone that the flags name, or else the one that the record does, to train on again."""
+    from promptcdm.retrain import recorded_settings
+
+    which = settle(BackboneSettings, {"backbone": record.backbone.name}, flags)
+    return load_backbone(which, recorded_settings(record).mixed_precision)
 
 
 def _verify_by_training(name: str, data: str, adapters: AdapterStore, flags: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from promptcdm.flags import Config, Replace, Store, with_flags
 from promptcdm.settings import (
     BackboneSettings,
     GenerateSettings,
+    Precision,
     Provenance,
     RunSettings,
     TrainSettings,
@@ -159,7 +160,8 @@ def _train_all(folder: Path, task: _Task) -> None:
 
     check_run(task.run)
     source_folders(folder)  # refuses a folder without any before a backbone is loaded
-    backbone, settings = load_backbone(task.which), task.settings
+    settings = task.settings
+    backbone = load_backbone(task.which, settings.mixed_precision)
 
     def on_open(source: Source) -> None:
         task.refuse_large_pictures(source)
@@ -230,11 +232,11 @@ def _load_after_captions(sources: list[Source], task: _Task) -> Backbone:
     except (
         BadInput
     ):  # a single file may have its tokenizer from elsewhere, and a wrong name is told by loading it
-        backbone = load_backbone(task.which)
+        backbone = load_backbone(task.which, task.settings.mixed_precision)
         tokenizer = backbone.pipe.tokenizer
     for source in sources:
         _say_notes(source, task.settings, tokenizer)
-    return backbone or load_backbone(task.which)
+    return backbone or load_backbone(task.which, task.settings.mixed_precision)
 
 
 def _say_notes(source: Source, settings: TrainSettings, tokenizer: Any) -> None:
@@ -283,13 +285,25 @@ def _open_source(source: str, data: str | None, provenance: Provenance) -> Sourc
     return opened
 
 
-def load_backbone(which: BackboneSettings) -> Backbone:
-    """Load it, and say so where it is the demonstration."""
+def load_backbone(which: BackboneSettings, training: Precision | None = None) -> Backbone:
+    """Load it, and say so where it is the demonstration; for `training`, in what a GPU then computes in."""
     from promptcdm.backbone import Backbone
 
     if which.backbone == "nano":
         typer.echo("backbone: nano (64 px demonstration)", err=True)
+    if training and which.dtype == "auto" and _trains_in_bf16_on_gpu(which.device, training):
+        which = replace(which, dtype="bfloat16")
     return Backbone.load(which.backbone, device=which.device, dtype=which.dtype, variant=which.variant)
+
+
+def _trains_in_bf16_on_gpu(device: str, precision: Precision) -> bool:
+    """A GPU would cast weights of another type at each step, and keep the copies for the backward."""
+    import torch
+
+    from promptcdm.device_class import computes_in_bf16
+
+    on_gpu = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    return on_gpu and computes_in_bf16(precision, torch.device("cuda"))
 
 
 def say_adapter(store: Path, adapter: Adapter) -> None:

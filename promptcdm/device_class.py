@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 
 from promptcdm.settings import Precision
@@ -27,6 +32,32 @@ def device_class(
         threads = torch.get_num_threads()
         return f"cpu {capability}, {threads} thread{'s' if threads > 1 else ''}, {kind}"
     return f"{device.type}, {kind}"
+
+
+@contextmanager
+def deterministic_kernels(device: torch.device, wanted: bool) -> Iterator[None]:
+    """Where `wanted`, let a GPU use only kernels whose sums have one order; a CPU's always have.
+
+    cuBLAS reads its variable when it is first used: a program that used it before sets CUBLAS_WORKSPACE_CONFIG=:4096:8
+    itself, or torch says so.
+    """
+    if not wanted or device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # with NaN: nothing here reads what it did not write
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filled
 
 
 def computes_in_bf16(mixed_precision: Precision, device: torch.device) -> bool:

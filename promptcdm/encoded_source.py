@@ -179,7 +179,9 @@ def _moments(
     else:
         what = [size.width, size.height, mirrored, *(source.items[i].pixels_sha256 for i in items)]
         found = cache.get(backbone, "pictures", what, make)
-    return found["mean"], found["std"]
+    # The order in memory that the VAE gives on a CPU, and a file does not keep: the UNet's last bits depend on it.
+    mean, std = (found[name].contiguous(memory_format=torch.channels_last) for name in ("mean", "std"))
+    return mean, std
 
 
 @torch.no_grad()

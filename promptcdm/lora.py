@@ -112,6 +112,19 @@ def activate(unet: nn.Module, name: str | None, *, trainable: bool = False) -> N
         layer.set_adapter([] if name is None else [name], inference_mode=not trainable)
 
 
+def compute_in_bf16(unet: nn.Module, name: str) -> None:
+    """Let adapter `name`, fp32 in a UNet of bf16, compute in bf16; its parameters and their gradients stay fp32.
+
+    PEFT would turn each layer's input to fp32 and keep that for the backward: the most of a training's memory.
+    """
+    for _, layer in lora_layers(unet):
+        if name in layer.lora_A:
+            device = layer.lora_A[name].weight.device.type
+            in_bf16 = torch.autocast(device, torch.bfloat16, cache_enabled=False)
+            layer.cast_input_dtype_enabled = False
+            layer.forward = in_bf16(layer.forward)
+
+
 @contextmanager
 def running(unet: nn.Module, name: str | None) -> Iterator[None]:
     """Run with adapter `name` alone (None: the bare backbone), then with none. The caller holds the UNet's lock."""
@@ -144,6 +157,8 @@ def remove(unet: nn.Module, name: str) -> None:
                 del part[name]
             for settings in (layer.r, layer.lora_alpha, layer.scaling):
                 settings.pop(name, None)
+            vars(layer).pop("forward", None)  # `compute_in_bf16`
+            layer.cast_input_dtype_enabled = True
         if not layer.lora_A:
             parent, _, child = module_name.rpartition(".")
             setattr(unet.get_submodule(parent), child, layer.base_layer)

@@ -93,6 +93,9 @@ class TrainSettings:
         "what the frozen UNet computes in: bf16, no, or auto (bf16 where the device has instructions for it); "
         "the adapter stays fp32",
     )
+    deterministic: bool = _setting(
+        False, "on a GPU, only kernels that give the same bytes each time; a CPU's always do"
+    )
     held_out: float = _setting(
         0.0, "share of the pictures that is not trained on and measured by the same noise each time"
     )

@@ -25,7 +25,7 @@ from promptcdm.adapter import Adapter, AdapterRecord, BackboneRecord, Statistics
 from promptcdm.backbone import Backbone
 from promptcdm.batch import Batch, draw_batch, weighted_errors
 from promptcdm.checkpoint import load_checkpoint, save_checkpoint
-from promptcdm.device_class import device_class
+from promptcdm.device_class import computes_in_bf16, deterministic_kernels, device_class
 from promptcdm.encoded_source import EncodedSource, encode_source, trained_statistics
 from promptcdm.encoding_cache import EncodingCache
 from promptcdm.errors import BadInput, RunFailed
@@ -63,7 +63,8 @@ def train_adapter(
     was, bit for bit.
     """
     check_settings(settings)
-    with backbone.lock, memory_is_told(backbone):
+    exact = deterministic_kernels(backbone.device, settings.deterministic)
+    with backbone.lock, memory_is_told(backbone), exact:
         data = encode_source(source, backbone, settings, settings.trigger or source.trigger, cache=cache)
         with trainable(backbone, settings, source.manifest().merkle_root) as parameters:
             run = _Run(parameters, data, backbone, settings, source, processes)
@@ -206,6 +207,8 @@ def _new_parameters(backbone: Backbone, settings: TrainSettings, source_digest: 
             a.data.copy_((drawn * 2 - 1) * bound)
             b.data.zero_()
             parameters[f"lora.{name}.lora_A"], parameters[f"lora.{name}.lora_B"] = a, b
+        if backbone.dtype == torch.bfloat16 and computes_in_bf16(settings.mixed_precision, backbone.device):
+            lora.compute_in_bf16(backbone.unet, LORA_NAME)
     return parameters
 
 
@@ -294,14 +297,15 @@ def _show(run: _Run, onlooker: Onlooker, row: Mapping[str, float], average: Mapp
 def new_optimizer(parameters: Parameters, settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW, a group each for A and B of the LoRA and for the soft prompt; `rate` is its rate before the schedule.
 
-    Few groups, for on a GPU the parameters of a group are updated together.
+    Few groups, for on a GPU the parameters of a group are updated together, by one kernel.
     """
     rate = settings.learning_rate
     # B starts at zero and decides how far the output moves, A only where to; embeddings move in larger steps.
     rates = {".lora_A": rate, ".lora_B": settings.loraplus_lr_ratio * rate, "prompt.": 10 * rate}
     of_part = {part: [p for n, p in parameters.items() if part in n] for part in rates}
     groups = [{"params": own, "rate": rates[part], "lr": 0.0} for part, own in of_part.items() if own]
-    return torch.optim.AdamW(groups, weight_decay=1e-2)
+    on_gpu = all(p.is_cuda for p in parameters.values())
+    return torch.optim.AdamW(groups, weight_decay=1e-2, fused=on_gpu or None)
 
 
 def _is_enough(log: list[dict[str, float]], settings: TrainSettings) -> bool:

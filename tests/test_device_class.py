@@ -34,3 +34,13 @@ def test_a_torch_that_does_not_tell_trains_in_full_precision(monkeypatch: pytest
 
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert not computes_in_bf16("auto", CPU)
+
+
+def test_kernels_are_deterministic_on_a_gpu_where_that_is_asked_for_and_as_before_afterwards() -> None:
+    from promptcdm.device_class import deterministic_kernels
+
+    for device, wanted in ((CPU, True), (torch.device("cuda"), False), (torch.device("cuda"), True)):
+        with deterministic_kernels(device, wanted):
+            assert torch.are_deterministic_algorithms_enabled() is (device.type == "cuda" and wanted)
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]

@@ -427,3 +427,33 @@ def test_too_little_memory_is_told_in_one_line_and_leaves_the_backbone_clean(
     assert not backbone.unet.is_gradient_checkpointing
     assert not any(".lora_" in name for name, _ in backbone.unet.named_parameters())
     assert any(name.endswith(ATTENTION) for name, _ in backbone.unet.named_modules())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_unet_of_bf16_trains_fp32_adapters_in_bf16(
+    birds: Source, tiny_sd1: Path, checkpointing: bool
+) -> None:
+    exact = train_adapter(birds, Backbone.load(tiny_sd1, device="cpu"), FAST)
+    backbone = Backbone.load(tiny_sd1, device="cpu", dtype="bfloat16")
+    half = replace(FAST, mixed_precision="bf16", gradient_checkpointing=checkpointing)
+    with trainable(backbone, half, birds.manifest().merkle_root) as parameters:
+        data = encode_source(birds, backbone, half, "")
+        batch = draw_batch(data, backbone, half, 4, torch.Generator().manual_seed(0))
+        kept: list[torch.dtype] = []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(tensor.dtype)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            weighted_errors({}, batch, data, backbone, half).mean().backward()  # type: ignore[no-untyped-call]
+        large = sum(dtype == torch.bfloat16 for dtype in kept)
+        assert large > (0 if checkpointing else len(kept) // 2)
+        assert all(
+            p.dtype == p.grad.dtype == torch.float32 for p in parameters.values() if p.grad is not None
+        )
+        assert any(p.grad is not None and p.grad.any() for p in parameters.values())
+    assert not any("forward" in vars(module) for module in backbone.unet.modules())
+    adapter = train_adapter(birds, backbone, half)
+    for row, other in zip(adapter.train_log, exact.train_log, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=0.03)

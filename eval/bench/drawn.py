@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,8 +46,8 @@ def _picture(colour: str, shape: str, n: int, i: int, side: int) -> Image.Image:
     return picture
 
 
-def random_sd15(folder: Path, unet: Path) -> None:
-    """Save a pipeline of Stable Diffusion 1.5's shapes, fp32 (4.3 GB); `unet` is the UNet's config.json.
+def random_sd15(folder: Path, unet: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    """Save a pipeline of Stable Diffusion 1.5's shapes (fp32 4.3 GB, bf16 2.1); `unet` is the UNet's config.json.
 
     The tokenizer is nano's with 77 places, for 1.5's own is not at hand: its tokens are some of the 49408.
     """
@@ -64,7 +65,9 @@ def random_sd15(folder: Path, unet: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    vae = AutoencoderKL(
+    shapes = json.loads(unet.read_text(encoding="utf-8"))
+    vae = partial(
+        AutoencoderKL,
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -74,11 +77,11 @@ def random_sd15(folder: Path, unet: Path) -> None:
     schedule = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
     )
+    with torch.device(device):  # where its weights are drawn: of so many a GPU draws faster
+        parts = {"vae": vae(), "text_encoder": CLIPTextModel(text), "unet": UNet2DConditionModel(**shapes)}
     pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
+        **{name: part.to(dtype) for name, part in parts.items()},
         tokenizer=tokenizer,
-        unet=UNet2DConditionModel(**json.loads(unet.read_text(encoding="utf-8"))),
         scheduler=schedule,
         safety_checker=None,
         feature_extractor=None,

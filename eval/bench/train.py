@@ -3,7 +3,7 @@
     python eval/bench/train.py --script train_text_to_image_lora.py [--backbone nano | FOLDER | sd15] [--resolution 128]
                                [--batch 4] [--steps 6] [--repeats 3] [--row 8] [--row-steps 50] [--out FILE.json]
     python eval/bench/train.py --script ... --device cuda --precision bf16 --backbone sd15 --resolution 512
-                               --batch 1 4 8 --steps 30
+                               --batch 8 1 4 --steps 10 --repeats 1 --pictures 24 --limit 60
 
 `--script` is a copy that you have of diffusers' examples/text_to_image/train_text_to_image_lora.py. `sd15` is Stable
 Diffusion 1.5's true shapes with random weights: it costs what the real one costs. Pictures are drawn. Same rank, batch,
@@ -13,9 +13,12 @@ resolution and type of numbers for all; one thread on a CPU.
     nothing     our loop, every picture and caption encoded at each step
     latents     the pictures encoded before the first step
     kept        that and the captions: `train_adapter`
+    exact       the same with `deterministic`, on a GPU
+    checkpoint  the same as kept with `gradient_checkpointing`, on a GPU
 
 Seconds a picture, minimum and median over the steps of all repeats without the first of each: CPU time of the process,
-on a GPU of the clock. A repeat runs all ways in turn, each from loading the backbone on. `allowed` is the FLOPs of a
+on a GPU of the clock. A repeat runs all ways in turn, each from loading the backbone on; on a GPU ours is loaded once,
+and not counted in the memory of theirs. `allowed` is the FLOPs of a
 picture with its VAE encoding over those without: what keeping latents can gain at most; `share` is how much of the
 gain from nothing to latents that is. `mfu` is over what the GPU could do (`--peak-tflops`, or known by its name).
 
@@ -29,6 +32,7 @@ import argparse
 import gc
 import itertools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -58,6 +62,10 @@ from promptcdm.source import Source
 from promptcdm.train import add_gradients, new_optimizer, train_adapter, trainable
 
 WAYS = ("theirs", "nothing", "latents", "kept")
+ON_GPU: dict[str, dict[str, Any]] = {
+    "exact": {"deterministic": True},
+    "checkpoint": {"gradient_checkpointing": True},
+}
 RANK = 4  # the script's default
 
 
@@ -75,6 +83,7 @@ class Job:
     steps: int
     device: str
     precision: str
+    loaded: Backbone | None = None
 
     def settings(self) -> TrainSettings:
         """Ours for it."""
@@ -100,7 +109,7 @@ class Job:
 
     def load(self) -> Backbone:
         """The backbone in the type of numbers that the script would have it in."""
-        return Backbone.load(
+        return self.loaded or Backbone.load(
             self.backbone, device=self.device, dtype="bfloat16" if self.precision == "bf16" else "float32"
         )
 
@@ -117,8 +126,9 @@ class Taken:
 def ours(job: Job, way: str) -> list[float]:
     """When the first step began, and when each had ended."""
     backbone, source, settings = job.load(), Source.open(job.folder), job.settings()
-    if way == "kept":
+    if way not in ("nothing", "latents"):
         stamps: list[float] = []
+        settings = replace(settings, **ON_GPU.get(way, {}))
         train_adapter(source, backbone, settings, on_step=lambda step, loss: stamps.append(now(job.device)))
         return stamps
     digest = source.manifest().merkle_root
@@ -162,25 +172,29 @@ def theirs(job: Job) -> list[float]:
     return run_script(job.module, job.flags(job.folder, out, job.steps), job.device)
 
 
-def measure(job: Job, repeats: int) -> dict[str, Taken]:
-    """Every way in turn, so often."""
-    taken = {way: Taken() for way in WAYS}
+def measure(job: Job, repeats: int, until: float) -> dict[str, Taken]:
+    """Every way in turn, so often; none is begun when the clock has come to `until`."""
+    taken = {way: Taken() for way in (*WAYS, *(ON_GPU if job.device == "cuda" else ()))}
     for _ in range(repeats):
         for way, kept in taken.items():
+            if time.perf_counter() > until:
+                continue
+            ours_idle = torch.cuda.memory_allocated() if job.device == "cuda" and way == "theirs" else 0
             if job.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             start = now(job.device)
             stamps = theirs(job) if way == "theirs" else ours(job, way)
-            # What is stamped first is the beginning of the first step or, kept, its end: the first is left out.
-            each = [b - a for a, b in itertools.pairwise(stamps)]
-            kept.before.append(stamps[0] - start - (each[0] if way == "kept" else 0))
-            kept.steps += each if way == "kept" else each[1:]
+            # What is stamped first is the beginning of the first step or, by `train_adapter`, its end: the first is
+            # left out.
+            each, first_is_end = [b - a for a, b in itertools.pairwise(stamps)], way in ("kept", *ON_GPU)
+            kept.before.append(stamps[0] - start - (each[0] if first_is_end else 0))
+            kept.steps += each if first_is_end else each[1:]
             if job.device == "cuda":
-                kept.peak = max(kept.peak, torch.cuda.max_memory_allocated())
+                kept.peak = max(kept.peak, torch.cuda.max_memory_allocated() - ours_idle)
             gc.collect()
             if job.device == "cuda":
                 torch.cuda.empty_cache()
-    return taken
+    return {way: kept for way, kept in taken.items() if kept.steps}
 
 
 def flops(job: Job) -> dict[str, float]:
@@ -209,12 +223,14 @@ def flops(job: Job) -> dict[str, float]:
 def rows_of(
     job: Job, taken: dict[str, Taken], work: dict[str, float], peak: float | None
 ) -> list[dict[str, Any]]:
-    """The table: a row for each way."""
+    """The table: a row for each way that was measured."""
     best = {way: min(kept.steps) / job.batch for way, kept in taken.items()}
+    if "theirs" not in best:
+        return []
     allowed = (work["step"] + work["vae"]) / work["step"]
     table = []
     for way, kept in taken.items():
-        share = best["nothing"] / best["latents"] / allowed if way == "latents" else None
+        share = best["nothing"] / best[way] / allowed if way == "latents" else None
         table.append(
             {
                 "batch": job.batch,
@@ -286,7 +302,9 @@ def in_a_row(job: Job, sources: list[Path], steps: int) -> list[dict[str, Any]]:
 
 
 def say(table: list[dict[str, Any]]) -> None:
-    """Print it."""
+    """Print it, where anything was measured."""
+    if not table:
+        return
     widths = [max(len(key), 17 if key == "way" else 9) for key in table[0]]
     print("".join(f"{key:>{width}}" for key, width in zip(table[0], widths, strict=True)))
     for row in table:
@@ -310,6 +328,9 @@ def parsed() -> argparse.Namespace:
         "--steps", type=int, default=6, help="timed, of each way and repeat; 0 leaves them out"
     )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--limit", type=float, default=math.inf, help="seconds after which no further way is begun"
+    )
     parser.add_argument("--row", type=int, default=0, help="sources in a row; 0 leaves it out")
     parser.add_argument("--row-steps", type=int, default=50)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -327,29 +348,37 @@ def main() -> None:
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "1"
         torch.set_num_threads(1)
-    module, tables = load_script(args.script), list[dict[str, Any]]()
+    else:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before cuBLAS is used
+    until = time.perf_counter() + args.limit
+    module, tables = load_script(args.script), list[list[dict[str, Any]]]()
     kept = nullcontext(args.place) if args.place else tempfile.TemporaryDirectory()
     with kept as root, tempfile.TemporaryDirectory(dir=root) as place:
         pictures = Path(place) / "pictures"
         sources = draw_sources(pictures, max(1, args.row), args.pictures, args.resolution)
         where = {"nano": shipped("nano"), "sd15": Path(root) / "sd15"}.get(args.backbone, Path(args.backbone))
         if args.backbone == "sd15" and not where.exists():
-            random_sd15(where, Path(__file__).with_name("sd15_unet.json"))
+            kind = torch.bfloat16 if args.precision == "bf16" else torch.float32
+            random_sd15(where, Path(__file__).with_name("sd15_unet.json"), args.device, kind)
+        job = Job(
+            args.script, module, where, sources[0], Path(place), args.resolution, args.batch[0],
+            args.steps + 1, args.device, args.precision,
+        )  # fmt: skip
+        if args.device == "cuda":
+            job = replace(job, loaded=job.load())
+        work = flops(job) if args.steps else {}
         for batch in args.batch:
-            job = Job(
-                args.script, module, where, sources[0], Path(place), args.resolution, batch,
-                args.steps + 1, args.device, args.precision,
-            )  # fmt: skip
+            job = replace(job, batch=batch)
             if args.steps:
                 peak = peak_flops(args.device, args.peak_tflops)
-                tables.append({"rows": rows_of(job, measure(job, args.repeats), flops(job), peak)})
-                say(tables[-1]["rows"])
+                tables.append(rows_of(job, measure(job, args.repeats, until), work, peak))
             if args.row:
-                tables.append({"rows": in_a_row(job, sources, args.row_steps)})
-                say(tables[-1]["rows"])
+                tables.append(in_a_row(job, sources, args.row_steps))
+            for table in tables[-2:] if args.steps and args.row else tables[-1:]:
+                say(table)
+            if args.out:
+                args.out.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
             shutil.rmtree(Path(place) / "theirs", ignore_errors=True)
-    if args.out:
-        args.out.write_text(json.dumps([t["rows"] for t in tables], indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
