@@ -12,9 +12,14 @@ from PIL import Image, ImageDraw
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "eval"))  # as for a script that lies there
 
-from paper.plan import Counts, Plan, keep
+from paper.plan import PLANS, Counts, Plan, changed, keep
+from paper.run import _order
+from paper.sources import Opened
+from paper.units import done, start
 
+from promptcdm.errors import BadInput
 from promptcdm.settings import TrainSettings
+from promptcdm.store_lock import locked
 
 COLOURS = (
     "red",
@@ -107,5 +112,54 @@ def test_a_tiny_stable_diffusion_goes_through_all_of_it(tmp_path: Path, tiny_sd1
     said: list[str] = []
     run(plan, out, say=said.append)
     report = (out / "report.md").read_text(encoding="utf-8")
-    assert "headroom" in report and "product top-1" in report
-    print(report)
+    assert (
+        "headroom" in report
+        and "product top-1" in report
+        and "2 of 2 sources as if never there" in "".join(said)
+    )
+    costs = json.loads((out / "raw" / "cost.json").read_text(encoding="utf-8"))["training"]
+    assert costs["monolith"]["seen"] == 2 * costs["filled"]["seen"] == 8
+    before = (out / "raw" / "tifa.csv").read_bytes()
+    run(plan, out, say=said.append)  # everything is picked up, and comes out the same
+    assert (out / "raw" / "tifa.csv").read_bytes() == before
+    with pytest.raises(BadInput, match="another seeds"):
+        keep(replace(plan, seeds=3), out)
+
+
+def test_numbers_of_a_plan_are_changed_by_words() -> None:
+    plan = changed(PLANS["vendor"], ["seeds=3", "splits=2,4", "guidance=2", "training.learning_rate=0.002"])
+    assert (plan.seeds, plan.splits, plan.guidance, plan.training.learning_rate) == (3, (2, 4), (2.0,), 0.002)
+    assert changed(plan, ["splits="]).splits == ()
+    for word in ("seeds", "seeds=many", "name=other", "training.kind=prompt", "nothing=1"):
+        with pytest.raises(BadInput, match=f"--set {word}"):
+            changed(plan, [word])
+
+
+def test_all_sources_together_are_one_with_every_picture(tmp_path: Path) -> None:
+    from paper.adapters import joined
+
+    draw_collections(tmp_path)
+    sources = Opened(tmp_path, ["filled", "outlined"])
+    whole, tagged = joined("monolith", sources), joined("monolith tagged", sources)
+    assert len(whole) == sources.size("filled") + sources.size("outlined") == len(tagged)
+    first = next(n for n, item in enumerate(whole.items) if item.file == "outlined/red-circle.png")
+    assert whole.picture(first).getpixel((16, 16)) == (255, 255, 255)  # an outline, and not the filled one
+    assert whole.items[first].caption == "a red circle"
+    assert tagged.items[first].caption == "style b a red circle"
+    assert whole.manifest().merkle_root != tagged.manifest().merkle_root
+
+
+def test_a_unit_that_another_holds_is_left_to_it_and_waited_for_at_the_end(tmp_path: Path) -> None:
+    made: list[str] = []
+    units = {tmp_path / f"{name}.json": lambda name=name: made.append(name) for name in "ab"}
+    with locked(tmp_path / "a.lock"):
+        start(units)
+    assert made == ["b"]
+    assert list(done(units)) == list(units) and made == ["b", "a"]
+
+
+def test_every_third_worker_begins_with_what_needs_the_adapters_alone() -> None:
+    stages = ("prompts", "adapters", "ruler", "pictures", "picture", "growth", "report")
+    assert _order(stages, 0) == list(stages)
+    assert _order(stages, 1) == ["prompts", "adapters", "picture", "growth", "ruler", "pictures"]
+    assert _order(stages, 2) == list(stages[:-1])

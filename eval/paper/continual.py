@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paper.adapters import made_adapter
 from paper.stage import Stage
@@ -128,6 +128,7 @@ def train_on(stage: Stage, source: Source, before: Learned) -> tuple[Learned, Le
             generator = keyed_generator(f"{settings.seed} {digest} {step}")
             batch = draw_batch(data, backbone, settings, settings.rows, generator)
             add_gradients(parameters, batch, data, backbone, settings, step)
+            nn.utils.clip_grad_norm_(parameters.values(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
         learned = {name: parameter.detach().float().cpu().clone() for name, parameter in parameters.items()}

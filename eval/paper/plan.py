@@ -115,6 +115,8 @@ class Plan:
                 told[key] = Path(told[key]).relative_to(root).as_posix()
             elif told[key]:
                 told[key] = Path(told[key]).name
+        if Path(self.backbone).is_dir():
+            told["backbone"] = Path(self.backbone).name
         return dict(told)
 
 

@@ -42,8 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep(plan, out)
         others = _others(given, arguments)
         say = print if not given.worker else _nothing
-        run(plan, out, device=given.device, until=given.until, worker=given.worker, say=say)
-        if any(other.wait() for other in others):
+        try:
+            run(plan, out, device=given.device, until=given.until, worker=given.worker, say=say)
+        finally:
+            codes = [other.wait() for other in others]
+        if any(codes):
             raise RunFailed(
                 "another worker failed; its message is above, and a rerun goes on from what is done"
             )
