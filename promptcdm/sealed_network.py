@@ -9,18 +9,19 @@ classifier. Neither has a text tower. Pictures are in 0..1; boxes are (left, top
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptcdm.embedded_tower import FEATURES, EmbeddedNetwork
-
 SIZE = 64  # pixels a side of a picture
 CELLS = 16  # of the finder's grid, a side
-CROP = 48  # pixels a side of what the namer sees
+CROP = 64  # pixels a side of what the namer sees
 MARGIN = 0.08  # of a thing's sides that a crop shows around it
+FEATURES = 256  # of the namer
+WIDTHS = (48, 96, 192, 256)  # channels of its stages: 32, 16, 8 and 4 cells a side
 INK = 0.95  # a pixel with a channel below it is drawn on
 
 
@@ -34,7 +35,7 @@ class Found(NamedTuple):
 class Finder(nn.Module):
     """Where things are."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
         self.fine = nn.Sequential(_conv(3, width, 2), _conv(width, 2 * width, 2), Block(2 * width, 2 * width))
         self.coarse = nn.Sequential(_conv(2 * width, 4 * width, 2), Block(4 * width, 4 * width))
@@ -55,26 +56,28 @@ class Finder(nn.Module):
 
 
 class Namer(nn.Module):
-    """What one thing is, and its colour: cosines of learned features with a point for each concept.
-
-    The features are those of `concept-tower`, from whose weights the training starts.
-    """
+    """What one thing is, and its colour: cosines of learned features with a point for each concept."""
 
     def __init__(self, concepts: int, colors: int) -> None:
         super().__init__()
-        self.trunk = EmbeddedNetwork()
+        self.stem = _conv(3, WIDTHS[0], 2)
+        first, *widths = WIDTHS[:-1]
+        stages = [nn.Sequential(Block(first, first), Block(first, first))]
+        for before, after in pairwise((first, *widths)):
+            stages.append(nn.Sequential(Block(before, after, 2), Block(after, after)))
+        self.stages = nn.ModuleList([*stages, Block(widths[-1], WIDTHS[-1], 2)])
+        self.head = nn.Linear(WIDTHS[-1], FEATURES)
         self.points = nn.Parameter(torch.randn(concepts, FEATURES))
         self.scale = nn.Parameter(torch.tensor(3.0))  # logarithm
-        early: Any = self.trunk.stages[1]
-        self.colors = nn.Linear(early.second.out_channels + self.trunk.head.in_features, colors)
+        self.colors = nn.Linear(WIDTHS[1] + WIDTHS[-1], colors)
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 3, s, s) to logits of concepts (n, C) and of colours (n, colours)."""
-        grid, pooled = self.trunk.stem(2 * crops - 1), []
-        for stage in self.trunk.stages:
+        grid, pooled = self.stem(2 * crops - 1), []
+        for stage in self.stages:
             grid = stage(grid)
             pooled.append(grid.mean((2, 3)))
-        features = F.normalize(self.trunk.head(pooled[-1]), dim=1)
+        features = F.normalize(self.head(pooled[-1]), dim=1)
         concepts = self.scale.exp() * features @ F.normalize(self.points, dim=1).T
         return concepts, self.colors(torch.cat([pooled[1], pooled[-1]], 1))
 

@@ -14,6 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from split import drawings, split, sprites
 
@@ -35,6 +36,7 @@ from promptcdm.statements import statement
 SEED = 31
 LEAST = 1e-6
 PENALTY = 1e-2  # of b's distance from 1, so that few questions do not turn it
+Floats = NDArray[np.float64]
 
 
 def known(root: Path, pictures: int, scenes: int) -> tuple[list[Known], list[Known], list[str]]:
@@ -68,16 +70,25 @@ def log_odds(judge: SealedJudge, asked: list[Known], nouns: list[str]) -> dict[s
 
 
 def fit(rows: list[tuple[float, bool]]) -> tuple[float, float]:
-    """a and b by Newton's method."""
+    """a and b by Newton's method, each step halved until the loss falls."""
     x = np.array([[1.0, odds] for odds, _ in rows])
     shown = np.array([float(each) for _, each in rows])
     weight = np.where(shown == 1, 0.5 / shown.mean(), 0.5 / (1 - shown.mean())) / len(rows)
+
+    def loss(ab: Floats) -> float:
+        logits = x @ ab
+        each = np.logaddexp(0, logits) - shown * logits
+        return float(weight @ each + 0.5 * PENALTY * (ab[1] - 1) ** 2)
+
     found = np.array([0.0, 1.0])
     for _ in range(50):
-        p = 1 / (1 + np.exp(-(x @ found)))
+        p = 0.5 * (1 + np.tanh(x @ found / 2))
         slope = x.T @ (weight * (p - shown)) + PENALTY * np.array([0.0, found[1] - 1])
         bend = (x.T * (weight * p * (1 - p))) @ x + np.diag([1e-6, PENALTY])
-        found = found - np.linalg.solve(bend, slope)
+        step = np.linalg.solve(bend, slope)
+        while np.abs(step).max() > 1e-9 and loss(found - step) > loss(found):
+            step = step / 2
+        found = found - step
     return float(found[0]), float(found[1])
 
 
