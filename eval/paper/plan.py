@@ -26,6 +26,7 @@ TRAINING = TrainSettings(
     unconditional="adapter",
     mixed_precision="no",
     checkpoint_every=50,
+    deterministic=True,  # so that a GPU too can show a forgotten picture's bytes to be as if it had never been there
 )
 VENDORS = (
     *("emojione", "fluent-emoji", "fluent-emoji-flat", "fxemoji"),
