@@ -135,6 +135,7 @@ def _others(given: argparse.Namespace, arguments: Sequence[str] | None) -> list[
     """The other workers: the same command, each with one thread, as torch's threads would wait for each other."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product on a GPU
     command = [sys.executable, str(Path(__file__).resolve()), *words, "--workers", "1"]
     return [subprocess.Popen([*command, "--worker", str(n)]) for n in range(1, given.workers)]
 
