@@ -89,9 +89,9 @@ def test_concepts_with_a_held_out_picture_and_share_alike_ones_are_not_learned_f
     read: list[Any] = []
     whole = train.read_collections
     monkeypatch.setattr(train, "read_collections", lambda *given: read.append(whole(*given)) or read[-1])
-    train.train_concepts(pictures, train.Plan(1), batch_size=4)
+    train.train_concepts(pictures, train.Plan(1, batch=4))
     assert set(read[0].concepts) == {"ant", "cat"} and set(read[0].collections) == {"noto", "twemoji"}
-    train.train_instances(pictures, train.Plan(1), batch_size=4, drawn=4)
+    train.train_instances(pictures, train.Plan(1, batch=4), drawn=4)
     assert set(read[1].collections) == {"noto"} and len(read[1].concepts) == 3
 
 
@@ -99,7 +99,7 @@ def test_the_script_writes_what_is_read_again(
     scripts: tuple[Any, Any], pictures: Path, tmp_path: Path
 ) -> None:
     train, _ = scripts
-    network, steps = train.train_instances(pictures, train.Plan(2), batch_size=4, drawn=4)
+    network, steps = train.train_instances(pictures, train.Plan(2, batch=4), drawn=4)
     assert steps == 2
     train.save_tower(network, tmp_path / "out" / "t.safetensors", steps)
     tower = read_embedded(tmp_path / "out" / "t.safetensors", "t")

@@ -56,10 +56,10 @@ def moved(x: Tensor, generator: torch.Generator, *, turn: float, scale: float, s
     b = len(x)
 
     def between(limit: float) -> Tensor:
-        return (torch.rand(b, generator=generator) * 2 - 1) * limit
+        return (torch.rand(b, generator=generator, device=x.device) * 2 - 1) * limit
 
     angle, size = between(turn), (between(scale)).exp()
-    theta = torch.zeros(b, 2, 3)
+    theta = torch.zeros(b, 2, 3, device=x.device)
     theta[:, 0, 0], theta[:, 0, 1] = angle.cos() / size, -angle.sin() / size
     theta[:, 1, 0], theta[:, 1, 1] = angle.sin() / size, angle.cos() / size
     theta[:, :, 2] = torch.stack([between(shift), between(shift)], 1)
@@ -69,8 +69,9 @@ def moved(x: Tensor, generator: torch.Generator, *, turn: float, scale: float, s
 
 def toned(x: Tensor, generator: torch.Generator, amount: float) -> Tensor:
     """Each picture's channels raised to powers near one, and a little noise."""
-    power = ((torch.rand(len(x), 3, 1, 1, generator=generator) * 2 - 1) * amount).exp()
-    return (x.clamp(1e-3, 1) ** power + 0.02 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+    power = ((torch.rand(len(x), 3, 1, 1, generator=generator, device=x.device) * 2 - 1) * amount).exp()
+    noise = torch.randn(x.shape, generator=generator, device=x.device)
+    return (x.clamp(1e-3, 1) ** power + 0.02 * noise).clamp(0, 1)
 
 
 def restyled(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -80,7 +81,7 @@ def restyled(x: Tensor, generator: torch.Generator) -> Tensor:
     """
     edges = (F.max_pool2d(x, 3, 1, 1) + F.max_pool2d(-x, 3, 1, 1)).amax(1, keepdim=True)
     grey = x.mean(1, keepdim=True)
-    order = [[1, 2, 0], [2, 0, 1], [1, 0, 2]][int(torch.randint(3, (), generator=generator))]
+    order = [[1, 2, 0], [2, 0, 1], [1, 0, 2]][int(torch.randint(3, (), generator=generator, device=x.device))]
     styles = [
         x,
         (x * 3).round() / 3,
@@ -89,7 +90,8 @@ def restyled(x: Tensor, generator: torch.Generator) -> Tensor:
         0.65 * grey + 0.35 * x,
         x[:, order],
     ]
-    first = torch.randint(len(styles), (len(x),), generator=generator)
-    second = (first + torch.randint(1, len(styles), (len(x),), generator=generator)) % len(styles)
-    place = torch.arange(len(x))
+    first = torch.randint(len(styles), (len(x),), generator=generator, device=x.device)
+    more = torch.randint(1, len(styles), (len(x),), generator=generator, device=x.device)
+    second = (first + more) % len(styles)
+    place = torch.arange(len(x), device=x.device)
     return torch.cat([torch.stack(styles)[chosen, place] for chosen in (first, second)])

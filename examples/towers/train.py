@@ -2,6 +2,7 @@
 
     python examples/towers/train.py concept-tower --pictures examples/emoji/out --out promptcdm/shipped/towers
     python examples/towers/train.py instance-tower --pictures examples/emoji/out --out promptcdm/shipped/towers
+    python examples/towers/train.py ... --device cuda --batch 512 --steps 4000 --minutes 0.6
 
 concept-tower   cross-entropy of the concept and of the source, on concepts of which no source has a held-out picture
 instance-tower  which two views are of one picture in one style (NT-Xent, Chen et al. 2020), on noto, flat-color-icons
@@ -35,6 +36,7 @@ from promptcdm.tensorfile import write_tensors
 SHARE_ALIKE = ("openmoji",)
 NOT_SOURCES = ("noto", "flat-color-icons")
 STEPS = {"concept-tower": 1450, "instance-tower": 1050}  # twelve minutes each on an idle core
+BATCH = {"concept-tower": 128, "instance-tower": 48}
 SEED = 4
 SCALE = 16.0  # of cosines before a softmax over concepts
 TEMPERATURE = 0.1
@@ -43,10 +45,12 @@ RATE = 2e-3
 
 @dataclass(frozen=True)
 class Plan:
-    """So many steps, or so many seconds where those are over first; 0 seconds is no limit."""
+    """So many steps of so many pictures, or so many seconds if those end first; 0 is no limit."""
 
     steps: int
     seconds: float = 0.0
+    batch: int = 128
+    device: str = "cpu"
 
     def done(self, step: int, elapsed: float) -> float:
         """The share that is done."""
@@ -60,10 +64,6 @@ class Pictures:
     pixels: Tensor
     concepts: tuple[str, ...]
     collections: tuple[str, ...]
-
-    def take(self, numbers: Tensor) -> Tensor:
-        """The pictures of these numbers in 0..1."""
-        return self.pixels[numbers].float() / 255
 
 
 def read_collections(root: Path, wanted: Callable[[str, str], bool]) -> Pictures:
@@ -90,19 +90,21 @@ def held_out_concepts(root: Path) -> set[str]:
     return {row["concept"] for row in rows}
 
 
-def train_concepts(root: Path, plan: Plan, batch_size: int = 128) -> tuple[EmbeddedNetwork, int]:
+def train_concepts(root: Path, plan: Plan) -> tuple[EmbeddedNetwork, int]:
     """`concept-tower`, and the steps it had."""
     held = held_out_concepts(root)
     pictures = read_collections(root, lambda name, concept: name not in SHARE_ALIKE and concept not in held)
     _say(f"{len(pictures.concepts)} pictures, {len(held)} concepts held out")
-    concept, source = _numbers(pictures.concepts), _numbers(pictures.collections)
-    network = EmbeddedNetwork()
+    concept, source = (_numbers(n).to(plan.device) for n in (pictures.concepts, pictures.collections))
+    pixels = pictures.pixels.to(plan.device)
+    network = EmbeddedNetwork().to(plan.device)
     heads = nn.ModuleList(nn.Linear(FEATURES, int(each.max()) + 1, bias=False) for each in (concept, source))
-    generator = torch.Generator().manual_seed(SEED)
+    heads.to(plan.device)
+    generator = torch.Generator(plan.device).manual_seed(SEED)
 
     def loss() -> Tensor:
-        chosen = torch.randint(len(concept), (batch_size,), generator=generator)
-        views = moved(pictures.take(chosen), generator, turn=0.15, scale=0.15, shift=0.12)
+        chosen = torch.randint(len(concept), (plan.batch,), generator=generator, device=plan.device)
+        views = moved(pixels[chosen].float() / 255, generator, turn=0.15, scale=0.15, shift=0.12)
         features = network(_scaled(toned(views, generator, 0.15)))
         cosines = [F.linear(features, F.normalize(head.weight, dim=1)) * SCALE for head in heads]
         return F.cross_entropy(cosines[0], concept[chosen], label_smoothing=0.1) + F.cross_entropy(
@@ -112,27 +114,25 @@ def train_concepts(root: Path, plan: Plan, batch_size: int = 128) -> tuple[Embed
     return network, _optimize(network, [*network.parameters(), *heads.parameters()], loss, plan)
 
 
-def train_instances(
-    root: Path, plan: Plan, batch_size: int = 48, drawn: int = 4000
-) -> tuple[EmbeddedNetwork, int]:
+def train_instances(root: Path, plan: Plan, drawn: int = 4000) -> tuple[EmbeddedNetwork, int]:
     """`instance-tower`, and the steps it had.
 
     Each picture comes in two styles, which are two instances, and each of them in two views.
     """
     known = read_collections(root, lambda name, concept: name in NOT_SOURCES)
     shapes = torch.stack([_pixels(draw_shapes(SEED * 1_000_000 + n)) for n in range(drawn)])
-    pixels = torch.cat([known.pixels, shapes])
+    pixels = torch.cat([known.pixels, shapes]).to(plan.device)
     _say(f"{len(known.pixels)} pictures and {drawn} drawn ones")
-    network = EmbeddedNetwork()
-    generator = torch.Generator().manual_seed(SEED)
-    count = 2 * batch_size
-    itself = torch.eye(2 * count, dtype=torch.bool)
-    partner = (torch.arange(2 * count) + count) % (2 * count)
+    network = EmbeddedNetwork().to(plan.device)
+    generator = torch.Generator(plan.device).manual_seed(SEED)
+    count = 2 * plan.batch
+    itself = torch.eye(2 * count, dtype=torch.bool, device=plan.device)
+    partner = (torch.arange(2 * count, device=plan.device) + count) % (2 * count)
 
     def loss() -> Tensor:
         # Half of the batch are known pictures, which are fewer.
         halves = [
-            torch.randint(low, high, (batch_size // 2,), generator=generator)
+            torch.randint(low, high, (plan.batch // 2,), generator=generator, device=plan.device)
             for low, high in ((0, len(known.pixels)), (len(known.pixels), len(pixels)))
         ]
         base = pixels[torch.cat(halves)].float() / 255
@@ -173,7 +173,7 @@ def save_tower(network: nn.Module, path: Path, steps: int) -> None:
     """Write the tensors as fp16 safetensors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
+        name: (tensor.half() if tensor.is_floating_point() else tensor).cpu()
         for name, tensor in network.state_dict().items()
     }
     write_tensors(
@@ -213,10 +213,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--minutes", type=float, default=0, help="end after so many, whatever the steps; 0 for no limit"
     )
+    parser.add_argument("--batch", type=int, default=0, help="pictures a step; 0 for what suits a core")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args(arguments)
     torch.manual_seed(SEED)
     train = train_concepts if given.tower == "concept-tower" else train_instances
-    network, steps = train(given.pictures, Plan(given.steps or STEPS[given.tower], 60 * given.minutes))
+    steps, batch = given.steps or STEPS[given.tower], given.batch or BATCH[given.tower]
+    network, steps = train(given.pictures, Plan(steps, 60 * given.minutes, batch, given.device))
     save_tower(network, given.out / f"{given.tower}.safetensors", steps)
     return 0
 
