@@ -18,7 +18,6 @@ from paper import (
     choose,
     continual,
     fidelity_scores,
-    figures,
     forgetting,
     pictures,
     protection,
@@ -27,9 +26,9 @@ from paper import (
 from paper import ruler as fast_ruler
 from paper.choose import Choice
 from paper.classifier import classifier_units
-from paper.make_report import make_report
 from paper.pictures import Drawing
 from paper.plan import Plan
+from paper.sheet import draw_sheet
 from paper.stage import Stage, read_csv
 from paper.storage import storage
 from paper.systems import systems_of
@@ -144,7 +143,7 @@ class Experiment:
         whole = [drawing for drawing in (*own, *others) if not drawing.system.phrases]
         primary = next(d for d in whole if d.system.name == self.choice.monolith)
         rows = fidelity_scores.measure(stage, whole, prompts, primary)
-        figures.draw_sheet(stage, own)
+        draw_sheet(stage, own)
         return f"{len(records) + len(more[0])} pictures, {len(rows)} rows of fidelity"
 
     def _drawn(self, own: list[Drawing]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -212,4 +211,6 @@ class Experiment:
 
     def report(self) -> str:
         """Tables, figures and report.md, from the raw files alone."""
+        from paper.make_report import make_report  # matplotlib is needed here alone
+
         return str(make_report(self.stage.out))
