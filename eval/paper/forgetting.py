@@ -79,7 +79,8 @@ def _without(stage: Stage, whole: Drawing, less: Drawing, prompts: Sequence[Prom
             row[f"{tower} {key}"] = found.get(key, "")
     judge = stage.plan.judges[-1]
     scores = judge_drawings(stage, [whole, less], prompts, [judge])
-    ids = [p.id for p in prompts if less.without not in p.sources]
+    known = {score["prompt"] for score in scores}
+    ids = [p.id for p in prompts if less.without not in p.sources and p.id in known]
     told = [{key: str(value) for key, value in score.items()} for score in scores]
     a, b = (by_prompt(told, judge, whole.system.name, ids, without=w) for w in (less.without, ""))
     row |= {f"tifa_minus_{key}": value for key, value in difference(a, b).record().items()} if ids else {}

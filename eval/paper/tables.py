@@ -50,14 +50,18 @@ class Raw:
         path = self.out / "raw" / f"{name}.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
-    def ids(self, strata: Sequence[str]) -> list[str]:
-        """The test prompts of some strata."""
-        own = (r for r in self.tifa if r["part"] == "test" and r["stratum"] in strata and r["system"] != REAL)
+    def ids(self, judge: str, strata: Sequence[str]) -> list[str]:
+        """The test prompts of some strata whose questions a judge can answer: one may not know every noun."""
+        own = (
+            r
+            for r in self.tifa
+            if (r["judge"], r["part"]) == (judge, "test") and r["stratum"] in strata and r["system"] != REAL
+        )
         return list(dict.fromkeys(row["prompt"] for row in own))
 
     def scores(self, judge: str, system: str, strata: Sequence[str], what: str = "hard") -> Scores:
         """(S, P) of a system on the test prompts of some strata."""
-        return by_prompt(self.tifa, judge, system, self.ids(strata), what)
+        return by_prompt(self.tifa, judge, system, self.ids(judge, strata), what)
 
 
 def make_tables(out: Path) -> dict[str, list[dict[str, Any]]]:
@@ -80,7 +84,7 @@ def strata_rows(raw: Raw) -> list[dict[str, Any]]:
     rows = []
     for judge in raw.judges:
         for group, strata in GROUPS.items():
-            ids = raw.ids(strata)
+            ids = raw.ids(judge, strata)
             reference = by_prompt(raw.tifa, judge, raw.choice["monolith"], ids)
             for name in raw.systems:
                 own = by_prompt(raw.tifa, judge, name, ids)
