@@ -122,8 +122,15 @@ def test_a_tiny_stable_diffusion_goes_through_all_of_it(tmp_path: Path, tiny_sd1
     before = (out / "raw" / "tifa.csv").read_bytes()
     run(plan, out, say=said.append)  # everything is picked up, and comes out the same
     assert (out / "raw" / "tifa.csv").read_bytes() == before
-    with pytest.raises(BadInput, match="another seeds"):
-        keep(replace(plan, seeds=3), out)
+
+
+def test_a_run_keeps_its_plan_and_may_be_asked_for_more(tmp_path: Path) -> None:
+    plan = PLANS["vendor"]
+    keep(plan, tmp_path)
+    keep(replace(plan, seeds=9), tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["seeds"] == 9
+    with pytest.raises(BadInput, match="another steps"):
+        keep(replace(plan, steps=7), tmp_path)
 
 
 def test_numbers_of_a_plan_are_changed_by_words() -> None:

@@ -162,6 +162,7 @@ QUICK = replace(
     options={"continual": False, "slices": False},
 )
 PLANS = {plan.name: plan for plan in (VENDOR, TOPIC, QUICK)}
+MORE = ("seeds", "splits", "options")
 BUILT = EXAMPLES / "emoji" / "out"  # where examples/emoji/build.py writes
 
 
@@ -195,19 +196,24 @@ def _number(before: object, value: str) -> object:
     if isinstance(before, tuple) and all(isinstance(each, int | float) for each in before):
         kind = float if before and isinstance(before[0], float) else int
         return tuple(kind(part) for part in value.split(",") if part)
-    if isinstance(before, int | float) and not isinstance(before, bool):
+    if isinstance(before, bool):
+        return bool(int(value))
+    if isinstance(before, int | float):
         return type(before)(value)
     raise TypeError
 
 
 def keep(plan: Plan, out: Path) -> None:
-    """Write the plan into the folder of the run. Raises BadInput where another one is there."""
+    """Write the plan into the folder of the run. Raises BadInput where another one is there.
+
+    More may be asked of a run that is there (MORE): nothing that was made depends on it.
+    """
     path = out / "plan.json"
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(key for key, value in plan.record().items() if there.get(key) != value)
+        told = plan.record().items()
+        differing = sorted(key for key, value in told if key not in MORE and there.get(key) != value)
         if differing:
             raise BadInput(f"{out} is a run with another {', '.join(differing)}; give another --out")
-        return
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, plan.record())

@@ -28,7 +28,7 @@ def _storage(stage: Stage) -> dict[str, Any]:
         name: (root / file_name(name) / LORA).stat().st_size for name in (*stage.names, *stage.plan.monoliths)
     }
     # Its size does not depend on what it has learned: one step is enough.
-    settings = replace(stage.plan.training, kind="prompt", steps=1, batch_size=1)
+    settings = replace(stage.plan.training, kind="prompt", steps=1, batch_size=1, deterministic=False)
     source = stage.sources[stage.names[0]]
     folder = stage.out / "work" / "soft-prompt"
     if not (folder / PROMPT).is_file():
