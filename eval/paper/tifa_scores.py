@@ -41,7 +41,9 @@ def questions_on(stage: Stage, prompts: Sequence[Prompt]) -> tuple[Question, ...
 
 
 def write_questions(stage: Stage) -> None:
-    """raw/questions.json, in TIFA's format."""
+    """raw/questions.json, in TIFA's format. Loads every judge: one that is missing is missed before any training."""
+    for judge in stage.plan.judges:
+        _judge(judge, stage.device)
     stage.raw.mkdir(parents=True, exist_ok=True)
     write_bytes(stage.raw / "questions.json", questions_json(questions_on(stage, stage.prompts)).encode())
 
