@@ -2,6 +2,7 @@
 
     NAME             one source
     monolith         all sources' pictures, the same rank
+    monolith fast    the same at the sources' learning rate
     monolith 8r      all, eight times the rank
     monolith tagged  all, with a tag for the source before each caption
 
@@ -36,7 +37,9 @@ from promptcdm.store import AdapterStore
 from promptcdm.train import OnStep
 from promptcdm.train_all import train_into
 
-MONOLITH, TAGGED, LARGE = "monolith", "monolith tagged", "monolith 8r"
+MONOLITH, FAST, TAGGED, LARGE = "monolith", "monolith fast", "monolith tagged", "monolith 8r"
+# Of the sources' learning rate: a monolith takes more steps, and updates of a larger rank move it further.
+RATE_SHARE = {MONOLITH: 0.5, FAST: 1.0, TAGGED: 0.5, LARGE: 0.25}
 
 
 def store_of(out: Path, seed: int) -> AdapterStore:
@@ -59,8 +62,9 @@ def settings_of(plan: Plan, name: str, sources: int, seed: int) -> TrainSettings
     settings = replace(plan.training, seed=seed)
     if plan.budget == "plateau":
         settings = replace(settings, steps=settings.steps * 4, held_out=0.1, patience=5)
-    if name in (MONOLITH, TAGGED, LARGE):
-        settings = replace(settings, steps=settings.steps * sources)
+    if name in RATE_SHARE:
+        rate = settings.learning_rate * RATE_SHARE[name]
+        settings = replace(settings, steps=settings.steps * sources, learning_rate=rate)
     return replace(settings, rank=settings.rank * 8) if name == LARGE else settings
 
 

@@ -80,9 +80,11 @@ class Experiment:
         return f"{len(self.stage.prompts)} prompts about {len(self.stage.names)} sources"
 
     def adapters(self) -> str:
-        """All trainings but those of the chosen monolith's other seeds; the longest come first."""
+        """All trainings; the longest come first. Should another monolith be chosen than the first, its seeds follow."""
         stage = self.stage
         units = {**self._trainings(0, stage.plan.monoliths), **classifier_units(stage)}
+        for seed in range(1, stage.plan.seeds):
+            units |= self._trainings(seed, stage.plan.monoliths[:1])
         if stage.plan.options["continual"]:
             units |= continual.sequence_units(stage)
         units |= self._trainings(0, stage.names)

@@ -83,7 +83,7 @@ class Plan:
         "images"  # every system sees equally many pictures; "plateau": each stops on its held-out loss
     )
     seeds: int = 1  # trainings of the primary systems
-    monoliths: tuple[str, ...] = ("monolith", "monolith 8r", "monolith tagged")
+    monoliths: tuple[str, ...] = ("monolith", "monolith fast", "monolith 8r", "monolith tagged")
     steps: int = 25  # denoising steps
     guidance: tuple[float, ...] = (
         1.5,

@@ -125,6 +125,9 @@ UNIFORM = _named("uniform")
 SYSTEMS: tuple[System, ...] = (
     System("backbone", "no adapter", UNIFORM, "backbone"),
     System("monolith", "one adapter on all pictures, rank r", UNIFORM, "monolith"),
+    System(
+        "monolith fast", "the same at the sources' learning rate, twice its own", UNIFORM, "monolith fast"
+    ),
     System("monolith 8r", "one adapter on all pictures, rank 8 r", UNIFORM, "monolith 8r"),
     System(
         "monolith tagged",
@@ -195,7 +198,7 @@ SYSTEMS: tuple[System, ...] = (
 )
 # Which may become the primary system of its kind; all are measured alike on validation prompts.
 COMPOSED = ("product", "product top-1", "product top-2", "prompt top-1", "draw prompt")
-MONOLITHS = ("monolith", "monolith 8r", "monolith tagged")
+MONOLITHS = ("monolith", "monolith fast", "monolith 8r", "monolith tagged")
 
 
 def systems_of(plan: Plan) -> tuple[System, ...]:
