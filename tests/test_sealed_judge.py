@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from promptcdm.answer import Asked, CannotAnswer
+from promptcdm.answer import Asked, CannotAnswer, Judge
+from promptcdm.cli import main
 from promptcdm.errors import AdapterMismatch, BadInput
 from promptcdm.judge import load_judge
+from promptcdm.judge_errors import read_errors
 from promptcdm.sealed_judge import (
     KINDS,
     Phrase,
@@ -26,10 +29,14 @@ from promptcdm.sealed_judge import (
 )
 from promptcdm.sealed_names import Names
 from promptcdm.sealed_network import CELLS, Found, boxes_of, crops, ink_boxes
+from promptcdm.shipped import shipped
 from promptcdm.square_picture import image_tensor
+from promptcdm.statements import plain
+from promptcdm.tower import file_digest
 
 NAMES = (("cat",), ("cat face",), ("dog",), ("hot dog",), ("red apple", "apple"))
 COLORS = ("red", "blue")
+WEIGHTS = "09b46554c26b713c0126b4a4b30416a441db53f8feffdc532ece833315b872f8"
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +191,63 @@ def test_a_folder_by_name_and_folders_that_do_not_fit(judge: SealedJudge, tmp_pa
     (tmp_path / "model.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(AdapterMismatch):
         load_sealed(tmp_path)
+
+
+# The one that ships.
+
+
+@pytest.fixture(scope="module")
+def shipped_judge() -> Judge:
+    return load_judge("sealed-judge", device="cpu")
+
+
+def test_the_shipped_weights_are_those_whose_errors_are_known(shipped_judge: Judge) -> None:
+    folder = shipped("sealed-judge")
+    assert file_digest(folder / "model.safetensors") == WEIGHTS
+    assert (folder / "model.safetensors").stat().st_size < 8_000_000
+    assert shipped_judge.name == "sealed-judge"
+    assert not shipped_judge.blind
+    assert read_errors(folder / "errors.json", shipped_judge.version)
+
+
+def test_it_names_most_held_out_pictures_and_says_what_is_not_there(shipped_judge: Judge) -> None:
+    folder = shipped("emoji") / "heldout" / "twemoji"
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    labels = [plain(row["label"]) for row in rows]
+    named, denied, asked = 0, 0, 0
+    for number, row in enumerate(rows):
+        choices = tuple(labels[(number + step) % len(labels)] for step in range(10))
+        with Image.open(folder / row["file_name"]) as picture:
+            image = picture.convert("RGB")
+        try:
+            named += shipped_judge.answer(image, "what is in the picture?", choices).choice == choices[0]
+            said = shipped_judge.answer(image, f"is there a {choices[5]}?", ("yes", "no"))
+        except CannotAnswer:
+            continue
+        denied += said.choice == "no"
+        asked += 1
+    assert asked > 0.8 * len(rows)
+    assert named > 0.7 * asked  # of 20 it names 0.80
+    assert denied > 0.85 * asked  # specificity 0.95
+
+
+@pytest.mark.parametrize("name", ["nano-judge", "sealed-judge"])
+def test_scores_corrected_for_the_errors_of_either_shipped_judge_appear(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = shipped("emoji") / "heldout" / "fluent-emoji-flat" / "bicycle.png"
+    (tmp_path / "map.json").write_text(json.dumps({"p0": str(picture)}))
+    asked = {"id": "p0", "caption": "a bicycle", "question": "is there a bicycle?", "element_type": "object"}
+    asked |= {"choices": ["yes", "no"], "answer": "yes", "element": "bicycle"}
+    (tmp_path / "questions.json").write_text(json.dumps([asked]))
+    given = ["--questions", str(tmp_path / "questions.json"), "--images", str(tmp_path / "map.json")]
+    out = tmp_path / "result.json"
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "tifa", *given, "--judge", name, "--device", "cpu", "--out", str(out)])
+    assert ended.value.code == 0
+    assert "judge's errors" in capsys.readouterr().out
+    extras = json.loads((tmp_path / "result.extras.json").read_text())
+    (kind,) = extras["corrected_for_judge"]["kinds"].values()
+    known = read_errors(shipped(name) / "errors.json")["presence"]
+    assert kind["sensitivity"]["value"] == pytest.approx(known.sensitivity.value)
+    assert kind["pictures"] == "generated"
