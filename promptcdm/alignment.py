@@ -70,12 +70,16 @@ def alignment(verdicts: Sequence[Verdict], asked: int, *, seed: int = 0) -> tupl
     if any(dsg.parents_of(verdict.question) for verdict in verdicts):
         rows.append(("DSG", hard(verdicts), dsg.gated))
         rows.append(("DSG, transitive", hard(verdicts), _transitive))
-    scores = ((name, values, rule, rule(values)) for name, values, rule in rows)
-    return tuple(
-        _score(name, values, rule, scored, asked, seed)
-        for name, values, rule, scored in scores
-        if scored.used
-    )
+    found: list[Score] = []
+    blind: tuple[Rule, list[Question], dict[str, float]] | None = None
+    for name, values, rule in rows:
+        scored, questions = rule(values), [value.question for value in values]
+        if not scored.used:
+            continue
+        if blind is None or blind[:2] != (rule, questions):  # several scores ask the same questions
+            blind = rule, questions, {judge: rule(of(questions)).value for judge, of in BLIND.items()}
+        found.append(_score(name, scored, questions, blind[2], asked, seed))
+    return tuple(found)
 
 
 def prompts_of(questions: Sequence[Question]) -> dict[str, str]:
@@ -83,8 +87,14 @@ def prompts_of(questions: Sequence[Question]) -> dict[str, str]:
     return {question.id: question.caption or question.id for question in questions}
 
 
-def _score(name: str, values: list[Value], rule: Rule, scored: Scored, asked: int, seed: int) -> Score:
-    questions = [value.question for value in values]
+def _score(
+    name: str,
+    scored: Scored,
+    questions: Sequence[Question],
+    blind: Mapping[str, float],
+    asked: int,
+    seed: int,
+) -> Score:
     prompts = prompts_of(questions)
     return Score(
         name=name,
@@ -93,7 +103,7 @@ def _score(name: str, values: list[Value], rule: Rule, scored: Scored, asked: in
             list(scored.by_caption.values()), [prompts[id] for id in scored.by_caption], seed=seed
         ),
         coverage=scored.used / asked,
-        blind={blind: rule(of(questions)).value for blind, of in BLIND.items()},
+        blind=blind,
         by_caption=scored.by_caption,
     )
 

@@ -29,6 +29,7 @@ from promptcdm.engine import FIXED_RANK, Engine
 from promptcdm.errors import AdapterMismatch, BadInput
 from promptcdm.lora import making_modules, plain_layers, target_modules
 from promptcdm.prompt import PromptEmbeds, encode_prompts
+from promptcdm.prompt_prior import PromptFeatures
 from promptcdm.shipped import shipped
 from promptcdm.text_lora import TextLora, acting, fitted, text_layers
 from promptcdm.text_names import TEXT_ENCODERS
@@ -198,9 +199,15 @@ class Backbone:
     def _text_encoders(self) -> dict[str, nn.Module]:
         return {n: getattr(self.pipe, n) for n in TEXT_ENCODERS if getattr(self.pipe, n, None) is not None}
 
-    def encode_mean(self, prompts: Sequence[str]) -> Tensor:
-        """Mean over each prompt's words (B, D), which caption prototypes are made of."""
-        return self.encode_prompts(prompts).mean
+    def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Each prompt's tokens for the first text encoder, all of them, without start and end."""
+        found = self.pipe.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+        return [list(map(int, row)) for row in found]
+
+    def prompt_features(self, prompts: Sequence[str]) -> PromptFeatures:
+        """What the routers compare with the sources' captions."""
+        tokens, vocabulary = self.token_ids(prompts), len(self.pipe.tokenizer)
+        return PromptFeatures(self.encode_prompts(prompts).mean, tokens, vocabulary)
 
     def encode_negative(self, negative_prompt: str, count: int, lora: TextLora | None = None) -> PromptEmbeds:
         """What the stock pipeline's unconditional rows are told: SDXL takes zeros for the empty prompt."""

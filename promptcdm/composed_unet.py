@@ -331,7 +331,7 @@ class ComposedUNet(nn.Module):
             route = self.router
             if not isinstance(route, Router):
                 prompts = self._texts.prompts if self._texts else []
-                texts = Texts(prompts, self.backbone.encode_mean)
+                texts = Texts(prompts, self.backbone.prompt_features)
                 route = router_of(route, self.adapters, texts, self.device)
             if self.levers.draw:
                 route = drawn(route, self.seed, once=self.levers.draw == "once")

@@ -36,7 +36,7 @@ class DemoPlan:
     # nano knows its own pictures by heart: an adapter needs many layers to teach it another hand, and guidance
     # away from the bare backbone's empty caption would lead away from that hand too, into blobs.
     training: TrainSettings = TrainSettings(
-        steps=350, rank=16, targets="wide", loraplus_lr_ratio=10.0, unconditional="adapter"
+        steps=250, rank=16, targets="wide", loraplus_lr_ratio=10.0, unconditional="adapter"
     )
     generation: GenerateSettings = GenerateSettings()
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from promptcdm.backbone import Backbone
 from promptcdm.buckets import Size, bucket_sizes, grouped
+from promptcdm.caption_words import CaptionWords
 from promptcdm.encoding_cache import EncodingCache
 from promptcdm.errors import BadInput
 from promptcdm.prompt import PromptEmbeds
@@ -199,7 +200,8 @@ def statistics_of(
     latent_mean, latent_var, factor = latent_covariance(
         *on_grid([(m * scale, s * scale) for m, s in moments])
     )
-    return Statistics(len(captions), latent_mean, latent_var, prototypes, share, factor)
+    words = CaptionWords.of(backbone.token_ids(captions))
+    return Statistics(len(captions), latent_mean, latent_var, prototypes, share, words, factor)
 
 
 def trained_statistics(

@@ -6,6 +6,7 @@ Two results can be compared where these agree, and a result can be made again fr
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from promptcdm import __version__
-from promptcdm.questions import Question, questions_json
+from promptcdm.questions import Question
 
 _LIBRARIES = ("torch", "transformers", "open_clip_torch", "numpy", "pillow")
 
@@ -24,7 +25,7 @@ class MadeOf:
     """The inputs of an evaluation."""
 
     judge_version: str = ""  # weights and prompt
-    questions_sha256: str = ""  # of the questions as TIFA writes them, in the order asked
+    questions_sha256: str = ""  # of the questions' records as JSON, in the order asked
     prompts: Mapping[str, str] = field(default_factory=dict)  # {id: caption}
     pictures: Mapping[str, Path] = field(default_factory=dict)  # {id: file}
     digests: Mapping[str, str] = field(default_factory=dict)  # {id: sha256 (hex) of the file}
@@ -41,7 +42,7 @@ class MadeOf:
         prompts = {question.id: question.caption for question in questions}
         return cls(
             judge_version=judge_version,
-            questions_sha256=hashlib.sha256(questions_json(questions).encode()).hexdigest(),
+            questions_sha256=hashlib.sha256(_records(questions)).hexdigest(),
             prompts=prompts,
             pictures={id: images[id] for id in prompts},
             digests=digests,
@@ -70,6 +71,10 @@ def library_versions(libraries: Iterable[str] = _LIBRARIES) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _records(questions: Sequence[Question]) -> bytes:
+    return json.dumps([question.record() for question in questions], ensure_ascii=False).encode()
 
 
 def _relative(path: Path, folder: Path | None) -> str:

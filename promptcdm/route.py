@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
-from torch import Tensor
 
 from promptcdm import router
 from promptcdm.adapter import Adapter
 from promptcdm.errors import BadInput
+from promptcdm.prompt_prior import PromptFeatures, prompt_prior
 from promptcdm.regional import regional_router, regions_of
 from promptcdm.router import Router
 from promptcdm.settings import RouterName
@@ -34,10 +34,10 @@ def check_router(name: str, adapters: Sequence[Adapter]) -> None:
 
 @dataclass(frozen=True)
 class Texts:
-    """The prompts, and how a text becomes what caption prototypes are compared with."""
+    """The prompts, and how texts become what the sources' captions are compared with."""
 
     prompts: Sequence[str]
-    encode: Callable[[Sequence[str]], Tensor]  # B texts -> (B, D)
+    features: Callable[[Sequence[str]], PromptFeatures]
 
 
 def router_of(name: RouterName, adapters: Sequence[Adapter], texts: Texts, device: torch.device) -> Router:
@@ -47,13 +47,12 @@ def router_of(name: RouterName, adapters: Sequence[Adapter], texts: Texts, devic
         return router.uniform_router(len(adapters))
     if name == "prior":
         return router.prior_router(router.share_prior(torch.tensor([s.count for s in known], device=device)))
-    prototypes = [s.caption_prototypes.to(device) for s in known]
     if name == "regional":
         regions = [regions_of(prompt) for prompt in texts.prompts]
-        phrases = [texts.encode([region.phrase for region in own]) for own in regions]
-        priors = [router.prompt_prior(phrase, prototypes) for phrase in phrases]
+        phrases = [texts.features([region.phrase for region in own]) for own in regions]
+        priors = [prompt_prior(phrase, known) for phrase in phrases]
         return regional_router(priors, [[region.box for region in own] for own in regions])
-    prior = router.prompt_prior(texts.encode(texts.prompts), prototypes)
+    prior = prompt_prior(texts.features(texts.prompts), known)
     if name == "prompt":
         return router.prior_router(prior)
     return router.posterior_router(router.on_device(router.stack_statistics(known), device), prior)

@@ -9,7 +9,7 @@ A router is a pure function and the state before its first call. The allowed set
 
     uniform    1 / N                                                  a fixed mixture
     prior      share of pictures                                      p(i)
-    prompt     caption prototypes against the prompt                  pi_i(c)
+    prompt     its captions against the prompt (`prompt_prior`)       pi_i(c)
     posterior  pi_i(c) N(x_t; mean_i, covariance_i)^(1 / T)           p(i | x_t, c) for Gaussian sources
 
 Every one is an approximation of p(i | x_t, c): `posterior` knows p_i(x_t), not p_i(x_t | c), and a Gaussian is not a
@@ -35,7 +35,6 @@ Temperatures = tuple[tuple[float, float], ...]  # (log-SNR, T), ascending
 
 # Fitted on topics of the backbone's own pictures taken as pseudo-sources (examples/nano/temperature.py), then frozen: a
 # value tuned on the sources would outlive forgetting them.
-PROMPT_TEMPERATURE = 0.02
 # Clean latents are far from independent, so their density is much too sure; noise makes them independent.
 POSTERIOR_TEMPERATURES: Temperatures = (
     (-6.0, 3.08),
@@ -151,13 +150,6 @@ def prior_router(prior: Tensor) -> Router:
 def share_prior(count: Tensor) -> Tensor:
     """p(i): each source's share of the pictures, (N,)."""
     return count.float() / count.sum()
-
-
-def prompt_prior(prompt: Tensor, prototypes: list[Tensor], temperature: float = PROMPT_TEMPERATURE) -> Tensor:
-    """pi_i(c) (B, N) from the cosine of the prompt (B, D) to each source's nearest caption prototype (M_i, D)."""
-    prompt = F.normalize(prompt.float(), dim=1)
-    nearest = torch.stack([(prompt @ F.normalize(p.float(), dim=1).T).amax(1) for p in prototypes], dim=1)
-    return (nearest / temperature).softmax(1)
 
 
 def posterior_router(

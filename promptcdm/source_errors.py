@@ -146,7 +146,7 @@ class _Mixtures:
     def __init__(
         self, backbone: Backbone, adapters: Sequence[Adapter], prompts: Sequence[str], name: RouterName
     ) -> None:
-        texts = Texts(prompts, backbone.encode_mean)
+        texts = Texts(prompts, backbone.prompt_features)
         everyone = list(range(len(adapters)))
         self.kept = [everyone, *([i for i in everyone if i != k] for k in everyone)]
         self.routers = [

@@ -2,6 +2,7 @@
 
     C    latent channels        k    directions of the factor
     M    caption prototypes     D    width of a caption's embedding
+    W    different tokens of its captions
     n_j  pictures of slice j    n    their sum
 
 `pooled` makes one source's statistics from those of its slices.
@@ -15,23 +16,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from promptcdm.caption_words import CaptionWords
 from promptcdm.errors import AdapterMismatch
 from promptcdm.statistics import GRID
 
 ROUTER = "router.safetensors"
 _STATISTICS = ("count", "latent_mean", "latent_var", "caption_prototypes", "caption_share")
+_WORDS = ("caption_tokens", "caption_token_counts")
 _FACTOR = "latent_factor"  # may be absent, as in adapters older than it
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """All that a router may know of a source, computed from that source alone; fp32."""
+    """All that a router may know of a source, computed from that source alone; fp32 where nothing else is said."""
 
     count: int  # pictures
     latent_mean: Tensor  # (C, 8, 8) of clean, scaled latents pooled to 8x8
     latent_var: Tensor  # (C, 8, 8)
     caption_prototypes: Tensor  # (M, D) of unit norm
     caption_share: Tensor  # (M,) share of the captions nearest to each prototype; sums to one
+    caption_words: CaptionWords  # (W,) tokens and how often each stands in the captions; int64
     latent_factor: Tensor | None = None  # (k, C, 8, 8): covariance = diag(latent_var) + F^T F; None: diagonal
 
     def tensors(self) -> dict[str, Tensor]:
@@ -39,6 +43,7 @@ class Statistics:
         tensors = {
             "count": torch.tensor(self.count),
             **{name: getattr(self, name) for name in _STATISTICS[1:]},
+            **dict(zip(_WORDS, (self.caption_words.tokens, self.caption_words.counts), strict=True)),
         }
         return tensors if self.latent_factor is None else {**tensors, _FACTOR: self.latent_factor}
 
@@ -71,18 +76,29 @@ def check_statistics(statistics: Statistics, where: str) -> None:
         or ((norms - 1).abs() > 1e-3).any()
     ):
         raise AdapterMismatch(f"{where}: caption shares must sum to 1 and prototypes have norm 1")
+    tokens, counts = statistics.caption_words.tokens, statistics.caption_words.counts
+    if (
+        tokens.dtype != torch.int64
+        or counts.dtype != torch.int64
+        or tokens.ndim != 1
+        or tokens.shape != counts.shape
+        or (tokens.diff() <= 0).any()
+        or (counts < 1).any()
+    ):
+        raise AdapterMismatch(f"{where}: caption tokens must be ascending int64, each with a count above 0")
 
 
 def read_statistics(tensors: dict[str, Tensor], where: str) -> Statistics:
     """Statistics from the tensors of `router.safetensors`. Raises AdapterMismatch, which names `where`."""
-    if set(tensors) - {_FACTOR} != set(_STATISTICS):
+    if set(tensors) - {_FACTOR} != {*_STATISTICS, *_WORDS}:
         raise AdapterMismatch(
-            f"{where}: must hold {', '.join(_STATISTICS)}, perhaps {_FACTOR}, and nothing else"
+            f"{where}: must hold {', '.join((*_STATISTICS, *_WORDS))}, perhaps {_FACTOR}, and nothing else"
         )
     count = tensors.pop("count")
     if count.ndim or count.dtype != torch.int64:
         raise AdapterMismatch(f"{where}: count must be one int64")
-    return Statistics(count=int(count), **tensors)
+    words = CaptionWords(*(tensors.pop(name) for name in _WORDS))
+    return Statistics(count=int(count), caption_words=words, **tensors)
 
 
 def pooled(slices: Sequence[Statistics]) -> Statistics:
@@ -94,7 +110,7 @@ def pooled(slices: Sequence[Statistics]) -> Statistics:
         covariance  sum_j v_j (diag(var_j) + F_j^T F_j + (m_j - m)(m_j - m)^T)
 
     so the rows sqrt(v_j) F_j and sqrt(v_j) (m_j - m) of all slices are its factor. The prototypes are those of all
-    slices, each with its slice's share. One slice alone is itself.
+    slices, each with its slice's share, and the words' counts are their sums. One slice alone is itself.
     """
     if len(slices) == 1:
         return slices[0]
@@ -110,5 +126,6 @@ def pooled(slices: Sequence[Statistics]) -> Statistics:
         torch.stack([v * part.latent_var for v, part in weighed]).sum(0),
         torch.cat([part.caption_prototypes for part in slices]),
         torch.cat([v * part.caption_share for v, part in weighed]),
+        slices[0].caption_words.together(part.caption_words for part in slices[1:]),
         torch.cat(rows),
     )

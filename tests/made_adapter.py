@@ -10,6 +10,7 @@ from torch import Tensor
 
 from promptcdm.adapter import Adapter, Statistics, adapter_digest
 from promptcdm.adapter_record import AdapterRecord, BackboneRecord
+from promptcdm.caption_words import CaptionWords
 from promptcdm.manifest import Manifest, ManifestItem, merkle_root
 
 SHAPES = {"mid_block.attentions.0.proj_in": (6, 4), "down_blocks.0.resnets.0.conv1": (5, 4, 3, 3)}
@@ -38,7 +39,8 @@ def random_statistics(*, seed: int = 0) -> Statistics:
     generator = torch.Generator().manual_seed(seed)
     prototypes = torch.nn.functional.normalize(torch.randn(2, 3, generator=generator), dim=-1)
     mean = torch.randn(4, 8, 8, generator=generator)
-    return Statistics(6, mean, mean.abs() + 0.1, prototypes, torch.tensor([0.25, 0.75]))
+    words = CaptionWords(torch.tensor([3, 7]), torch.tensor([6, 2]))
+    return Statistics(6, mean, mean.abs() + 0.1, prototypes, torch.tensor([0.25, 0.75]), words)
 
 
 def made_manifest(source: str) -> Manifest:

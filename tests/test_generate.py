@@ -17,6 +17,7 @@ from PIL import Image
 from promptcdm.adapter import Adapter, Statistics, adapter_digest
 from promptcdm.adapter_record import AdapterRecord, BackboneRecord
 from promptcdm.backbone import Backbone
+from promptcdm.caption_words import CaptionWords
 from promptcdm.composed_unet import ComposedUNet
 from promptcdm.errors import AdapterMismatch, BadInput, RunFailed, UnknownSource
 from promptcdm.generate import Generation, generate
@@ -39,7 +40,9 @@ def random_adapter(
         tensors[f"unet.{module}.lora_B.weight"] = 0.3 * torch.randn(shapes[module][0], 2, generator=generator)
     prototypes = torch.nn.functional.normalize(torch.randn(2, 16, generator=generator), dim=1)
     mean = torch.randn(4, 8, 8, generator=generator)
-    statistics = Statistics(6, mean, torch.ones(4, 8, 8), prototypes, torch.tensor([0.5, 0.5]))
+    statistics = Statistics(
+        6, mean, torch.ones(4, 8, 8), prototypes, torch.tensor([0.5, 0.5]), CaptionWords.of([[1], [2]])
+    )
     record = AdapterRecord(
         source=name,
         kind="lora",

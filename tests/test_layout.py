@@ -32,6 +32,7 @@ LAYERS = [
         "shares",
         "left_out",
         "statistics",
+        "caption_words",
         "prompt",
         "tensorfile",
         "manifest",
@@ -62,7 +63,7 @@ LAYERS = [
         "processes",
     }
     | {"feature_pair", "jackknife", "tower", "colours"},
-    {"draw", "regional", "exact_share", "embedded_tower", "sscd", "beside"}
+    {"draw", "prompt_prior", "regional", "exact_share", "embedded_tower", "sscd", "beside"}
     | {"frechet", "mmd", "manifold", "inception", "dinov2", "clip_tower", "picture_folder"}
     | {
         "captions",

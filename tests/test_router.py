@@ -20,7 +20,6 @@ from promptcdm.router import (
     log_densities,
     posterior_router,
     prior_router,
-    prompt_prior,
     share_prior,
     stack_statistics,
     temperature_at,
@@ -91,16 +90,6 @@ def test_the_temperature_tempers_the_likelihood_alone(statistics: SourceStatisti
     x_t, prior = torch.zeros(1, C, G, G), torch.tensor([0.7, 0.2, 0.1])
     w = weights(posterior_router(statistics, prior, 1e9), x_t, torch.tensor([0.9]))
     assert torch.allclose(w[0], prior, atol=1e-5)
-
-
-def test_prompt_prior_prefers_the_nearest_prototype() -> None:
-    animals, food = torch.eye(4)[:2], torch.eye(4)[2:]
-    prior = prompt_prior(torch.tensor([[0.9, 0.1, 0.0, 0.0], [0.0, 0.0, 0.2, 2.0]]), [animals, food])
-    assert prior[0].argmax() == 0
-    assert prior[1].argmax() == 1
-    assert torch.allclose(prior.sum(1), torch.ones(2))
-    equal = prompt_prior(torch.ones(1, 4), [animals, food])
-    assert torch.allclose(equal, torch.tensor([[0.5, 0.5]]))
 
 
 @pytest.mark.parametrize("alpha_bar", [1.0, 0.6, 0.01])
@@ -175,6 +164,8 @@ def test_a_factor_survives_the_folder_and_an_adapter_without_one_keeps_its_diges
         "latent_var",
         "caption_prototypes",
         "caption_share",
+        "caption_tokens",
+        "caption_token_counts",
     }
     made = made_adapter()
     statistics = dataclasses.replace(plain, latent_factor=torch.full((2, 4, 8, 8), 0.5))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from promptcdm.adapter import Adapter, joined, load_adapter, save_adapter
 from promptcdm.backbone import Backbone
+from promptcdm.caption_words import CaptionWords
 from promptcdm.composed_unet import ComposedUNet
 from promptcdm.errors import AdapterMismatch, BadInput
 from promptcdm.export import export_adapter
@@ -83,7 +84,8 @@ def test_pooled_statistics_are_the_moments_of_all_pictures() -> None:
 
     def of(pictures: torch.Tensor) -> Statistics:
         mean, var = pictures.mean(0), pictures.var(0, unbiased=False)
-        return Statistics(len(pictures), mean, var, ends, share)
+        words = CaptionWords.of([[4, len(pictures)]] * len(pictures))
+        return Statistics(len(pictures), mean, var, ends, share, words)
 
     parts = [of(x[:3]), of(x[3:5]), of(x[5:])]
     whole = pooled(parts)
@@ -97,6 +99,8 @@ def test_pooled_statistics_are_the_moments_of_all_pictures() -> None:
     )
     rows = whole.latent_factor.flatten(1)
     torch.testing.assert_close(rows.T @ rows, between.sum(0))
+    assert whole.caption_words.tokens.tolist() == [2, 3, 4, 7]
+    assert whole.caption_words.counts.tolist() == [2, 3, 12, 7]
     assert whole.caption_prototypes.shape == (6, 3)
     torch.testing.assert_close(whole.caption_share, torch.cat([share * p.count / 12 for p in parts]))
     assert pooled(parts[:1]) is parts[0]

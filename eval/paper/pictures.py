@@ -31,7 +31,8 @@ from paper.units import Units, done
 from promptcdm.adapter import Adapter
 from promptcdm.composed_unet import ComposedUNet
 from promptcdm.levers import Levers
-from promptcdm.router import prior_router, prompt_prior
+from promptcdm.prompt_prior import prompt_prior
+from promptcdm.router import prior_router
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ def composed_of(stage: Stage, drawing: Drawing, prompts: Sequence[Prompt]) -> Co
     def of_nearest(texts: Sequence[str]) -> ComposedUNet:
         if system.kind == "monolith":
             return view(adapters, "uniform")
-        known = [a.statistics.caption_prototypes for a in adapters if a.statistics is not None]
-        nearest = prompt_prior(backbone.encode_mean(texts).cpu(), known).argmax(1)
+        known = [a.statistics for a in adapters if a.statistics is not None]
+        nearest = prompt_prior(backbone.prompt_features(texts), known).argmax(1)
         return view(adapters, prior_router(torch.eye(len(adapters))[nearest].to(backbone.device)))
 
     return PhraseUNet(of_nearest, view([], "uniform", Levers()), system.layout_until)
@@ -161,8 +162,8 @@ def _text(stage: Stage, drawing: Drawing, prompt: Prompt) -> str:
     """The prompt; for the tagged monolith with a source's tag, drawn from pi(c)."""
     if not drawing.system.tagged:
         return prompt.text
-    known = [a.statistics.caption_prototypes for a in stage.of_sources(drawing.seed) if a.statistics]
-    prior = prompt_prior(stage.backbone.encode_mean([prompt.text]).cpu(), known)[0].tolist()
+    known = [a.statistics for a in stage.of_sources(drawing.seed) if a.statistics]
+    prior = prompt_prior(stage.backbone.prompt_features([prompt.text]), known)[0].tolist()
     source = random.Random(seed_of(stage, prompt)).choices(stage.names, prior)[0]
     return f"{tag(source, stage.names)} {prompt.text}"
 

@@ -32,11 +32,11 @@ from promptcdm.adapter import Adapter
 from promptcdm.compose import by_source, compose_noise, keep_largest
 from promptcdm.composed_unet import ComposedUNet
 from promptcdm.fixed_noise import clean_latents, noise_of, predicted_noise
+from promptcdm.prompt_prior import prompt_prior
 from promptcdm.router import (
     Router,
     posterior_router,
     prior_router,
-    prompt_prior,
     share_prior,
     stack_statistics,
     uniform_router,
@@ -109,8 +109,8 @@ def routers(stage: Stage, captions: Sequence[str], truth: Sequence[str], seed: i
     known = [a.statistics for a in adapters if a.statistics is not None]
     n, statistics = len(adapters), stack_statistics(known)
     share = share_prior(torch.tensor([s.count for s in known]))
-    means = stage.backbone.encode_mean(list(captions)).cpu()
-    prior = prompt_prior(means, [s.caption_prototypes for s in known])
+    features = stage.backbone.prompt_features(list(captions))
+    prior = prompt_prior(features, known).cpu()
     right = torch.stack([torch.eye(n)[stage.names.index(name)] for name in truth])
     return {
         "average": uniform_router(n),

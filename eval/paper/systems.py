@@ -23,12 +23,12 @@ from promptcdm.adapter import Adapter
 from promptcdm.backbone import Backbone
 from promptcdm.errors import BadInput
 from promptcdm.levers import Levers
+from promptcdm.prompt_prior import prompt_prior
 from promptcdm.router import (
     Router,
     on_device,
     posterior_router,
     prior_router,
-    prompt_prior,
     share_prior,
     stack_statistics,
 )
@@ -51,8 +51,7 @@ class Asked:
     def prior(self) -> Tensor:
         """pi_i(c), (B, N)."""
         texts = [prompt.text for prompt in self.prompts]
-        known = [_known(a).caption_prototypes.to(self.backbone.device) for a in self.adapters]
-        return prompt_prior(self.backbone.encode_mean(texts), known)
+        return prompt_prior(self.backbone.prompt_features(texts), [_known(a) for a in self.adapters])
 
     @property
     def share(self) -> Tensor:

@@ -4,8 +4,8 @@
 
 Half of each topic's pictures give its statistics; on the other half the routers must say which topic a noisy picture
 with its caption is from. Printed: router loss (mean of -log w of the true topic, in nats) by noise level, for T = 1,
-the best constant, today's table and the fitted one, then the constants of promptcdm/router.py. No source is
-touched, so nothing here has to be forgotten with one.
+the best constant, today's table and the fitted one, then the constants of promptcdm/prompt_prior.py and of
+promptcdm/router.py. No source is touched, so nothing here has to be forgotten with one.
 
 The log T of each knot is fitted by Adam on half of the held-out pictures; the losses printed are of the other half.
 """
@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,12 +28,13 @@ from PIL import Image
 from torch import Tensor
 
 from promptcdm.backbone import Backbone
+from promptcdm.caption_words import CaptionWords
+from promptcdm.prompt_prior import prompt_prior
 from promptcdm.router import (
     POSTERIOR_TEMPERATURES,
     SourceStatistics,
     Temperatures,
     log_densities,
-    prompt_prior,
     stack_statistics,
     temperature_at,
 )
@@ -39,7 +42,8 @@ from promptcdm.statistics import caption_prototypes, latent_covariance, latent_s
 
 TABLE = Path(__file__).resolve().parent.parent / "emoji" / "concepts.csv"
 KNOTS = tuple(knot for knot, _ in POSTERIOR_TEMPERATURES)  # log-SNR
-PROMPT = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+WORD = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
+PROTOTYPE = (0.02, 0.05, 0.1, 0.2, 0.5)
 CONSTANT = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 96.0, 128.0, 192.0, 256.0)
 STEPS = 150
 Temperature = float | Temperatures
@@ -51,6 +55,13 @@ class Latents(NamedTuple):
     latent_mean: Tensor
     latent_var: Tensor
     latent_factor: Tensor | None = None
+
+
+class Captions(NamedTuple):
+    """What one topic says of its captions, as `prompt_prior` takes it."""
+
+    caption_prototypes: Tensor
+    caption_words: CaptionWords
 
 
 @dataclass(frozen=True)
@@ -127,10 +138,10 @@ def compare(name: str, held: Held) -> Temperatures:
 @torch.no_grad()
 def measure(
     folder: Path, backbone: Backbone
-) -> tuple[dict[str, SourceStatistics], list[Tensor], list[Tensor]]:
-    """Statistics (diagonal and low rank), prototypes by topic, and the held-out latents, captions, topics."""
+) -> tuple[dict[str, SourceStatistics], list[Captions], Tensor, list[str], Tensor]:
+    """Statistics (diagonal and low rank), captions by topic, and the held-out latents, captions and topics."""
     scale = backbone.pipe.vae.config.scaling_factor
-    diagonal, low_rank, prototypes, held = [], [], [], []
+    diagonal, low_rank, known, held, texts = [], [], [], [], []
     for number, (topic, items) in enumerate(pictures_by_topic(folder).items()):
         mean, std = backbone.encode_images([Image.open(file).convert("RGB") for file, _ in items])
         text = torch.cat([backbone.encode_prompts([caption]).mean.float().cpu() for _, caption in items])
@@ -139,14 +150,18 @@ def measure(
         centre, var, factor = latent_covariance(mean[own] * scale, std[own] * scale)
         assert factor is not None, f"{topic} has too few pictures"
         low_rank.append(Latents(centre, var, factor))
-        prototypes.append(caption_prototypes(text[own])[0])
-        held.append((mean[rest] * scale, text[rest], torch.full((len(text[rest]),), number)))
+        captions = [caption for _, caption in items]
+        words = CaptionWords.of(backbone.token_ids(captions[own]))
+        known.append(Captions(caption_prototypes(text[own])[0], words))
+        held.append((mean[rest] * scale, torch.full((len(text[rest]),), number)))
+        texts += captions[rest]
         print(f"{topic}: {len(items)} pictures, rank {len(factor)}")
     statistics = {
         "diagonal": stack_statistics(diagonal),
         "low rank": stack_statistics(low_rank),
     }
-    return statistics, prototypes, [torch.cat(part) for part in zip(*held, strict=True)]
+    x_0, source = (torch.cat(part) for part in zip(*held, strict=True))
+    return statistics, known, x_0, texts, source
 
 
 @torch.no_grad()
@@ -168,24 +183,31 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--backbone", default="nano")
     args = parser.parse_args()
-    statistics, prototypes, (x_0, captions, source) = measure(
-        args.pictures, Backbone.load(args.backbone, device="cpu")
-    )
-    best = min(PROMPT, key=lambda t: log_loss(prompt_prior(captions[::2], prototypes, t), source[::2]))
-    prior = prompt_prior(captions, prototypes, best)
+    backbone = Backbone.load(args.backbone, device="cpu")
+    statistics, known, x_0, texts, source = measure(args.pictures, backbone)
+    features = backbone.prompt_features(texts)
+    fit, test = slice(0, None, 2), slice(1, None, 2)
+
+    def prior_of(word: float, prototype: float) -> Tensor:
+        return prompt_prior(features, known, word_temperature=word, prototype_temperature=prototype)
+
+    choices = {choice: prior_of(*choice) for choice in product(WORD, PROTOTYPE)}
+    best = min(choices, key=lambda choice: log_loss(choices[choice][fit], source[fit]))
+    prior = choices[best]
     flat = torch.full_like(prior, 1 / prior.shape[1])
     print(f"{'log-SNR':44}" + " ".join(f"{knot:7g}" for knot in KNOTS) + "    mean")
-    test = slice(1, None, 2)
     report("uniform", torch.full((len(KNOTS),), log_loss(flat[test], source[test])))
-    for t in PROMPT:
-        loss = log_loss(prompt_prior(captions[test], prototypes, t), source[test])
-        report(f"prompt, T = {t:g}", torch.full((len(KNOTS),), loss))
+    only = {"words alone": (best[0], math.inf), "prototypes alone": (math.inf, best[1]), "both": best}
+    for name, (word, prototype) in only.items():
+        loss = log_loss(prior_of(word, prototype)[test], source[test])
+        report(f"{name}, T_w = {word:g}, T_c = {prototype:g}", torch.full((len(KNOTS),), loss))
     tables = {}
     for name, of in statistics.items():
         compare(f"{name}, uniform prior", held_out(of, flat, x_0, source))
         tables[name] = compare(f"{name}, prompt prior", held_out(of, prior, x_0, source))
-    print("\n# for promptcdm/router.py: fitted over the prompt prior, with low-rank statistics")
-    print(f"PROMPT_TEMPERATURE = {best:g}")
+    print("\n# for promptcdm/prompt_prior.py")
+    print(f"WORD_TEMPERATURE = {best[0]:g}\nPROTOTYPE_TEMPERATURE = {best[1]:g}")
+    print("# for promptcdm/router.py: fitted over the prompt prior, with low-rank statistics")
     print("POSTERIOR_TEMPERATURES: Temperatures = (")
     for knot, value in tables["low rank"]:
         print(f"    ({knot}, {value}),")
