@@ -14,7 +14,7 @@ pipeline's scheduler and guidance never know. The sum is linear: guiding then co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ from promptcdm.settings import RouterName
 from promptcdm.slots import SlotLora
 from promptcdm.source_text import Reader, RunTexts, encode_run
 from promptcdm.terms import terms_of
+from promptcdm.text_memory import TextMemory
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class _Run:
     """What goes from one UNet call of a run to the next."""
 
     cache: FeatureCache
+    memory: TextMemory
     step: int = 0
     t: float = float("inf")
     router: Router | None = None
@@ -134,7 +136,7 @@ class ComposedUNet(nn.Module):
         # (n,) rows run so far, a picture; a shallow row by its share of FLOPs.
         self.row_forwards = torch.zeros(0)
         self.dropped: list[dict[str, Any]] = []  # what top_k and min_weight left out, a UNet call
-        self._run = _Run(FeatureCache(self.backbone.engine, self.levers.cache_interval))
+        self._run = _Run(FeatureCache(self.backbone.engine, self.levers.cache_interval), TextMemory())
 
     @property
     def config(self) -> Any:
@@ -284,7 +286,11 @@ class ComposedUNet(nn.Module):
             self._texts.put(embeds, added, plan, count)
         loras = tuple(None if i == BACKBONE else self._loras[i] for i in plan.source)
         given = take_rows(call.given, origin, count)
-        return Rows(call.sample[origin], call.t[origin], embeds.to(call.sample.dtype), loras, added, given)
+        rows = Rows(call.sample[origin], call.t[origin], embeds.to(call.sample.dtype), loras, added, given)
+        if not self.levers.reuse_text:
+            return rows
+        names = tuple(zip(plan.source, plan.origin, strict=True))
+        return replace(rows, names=names, memory=self._run.memory.of(call.embeds))
 
     def _place(
         self, rows: Tensor, call: _Call, plan: RowPlan, acting: Sequence[int], guided: list[bool] | None

@@ -11,8 +11,8 @@ never changes, so neither do the bits of a row, whatever the others hold, and no
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor
 from promptcdm.cached_forward import DeepFeatures, shallow_forward, shallow_share
 from promptcdm.errors import BadInput, PromptCDMError
 from promptcdm.slots import SlotLora, Slots
+from promptcdm.text_memory import TextLayers, TextMemory
 
 FIXED_RANK = 16  # of an engine with a bucket, where no other is asked for
 
@@ -40,6 +41,8 @@ class Rows:
         default_factory=dict
     )  # further arguments; a tensor of length R is by row
     deep: Tensor | None = None  # (R, C', h', w') cached deep features: only the shallow layers run
+    names: tuple[Hashable, ...] = ()  # R names by which `memory` knows the rows' texts
+    memory: TextMemory | None = None  # of their run; not used in a bucket, whose rows are of many runs
 
     def __len__(self) -> int:
         return len(self.x_t)
@@ -48,7 +51,9 @@ class Rows:
         """The rows of these numbers."""
         i = torch.as_tensor(index, device=self.x_t.device)
         loras = tuple(self.loras[n] for n in index)
-        return Rows(loras=loras, **{name: take_rows(getattr(self, name), i, len(self)) for name in _PARTS})
+        names = tuple(self.names[n] for n in index) if self.names else ()
+        parts = {name: take_rows(getattr(self, name), i, len(self)) for name in _PARTS}
+        return Rows(loras=loras, names=names, memory=self.memory, **parts)
 
 
 _PARTS = ("x_t", "t", "embeds", "added", "given", "deep")  # of Rows, what holds tensors
@@ -100,7 +105,8 @@ class Engine:
         self._waiting: list[_Job] = []
         self._adding = threading.Lock()
         self._shares: dict[tuple[int, ...], float] = {}
-        self._deep: DeepFeatures | None = None  # a hook on the UNet, from the first use on
+        self._deep: DeepFeatures | None = None  # hooks on the UNet, from the first use on
+        self._texts: TextLayers | None = None
         self._full: Callable[..., Any] = unet
         self._shallow: Callable[..., Tensor] = partial(shallow_forward, unet)
 
@@ -216,7 +222,11 @@ class Engine:
         call = unet_arguments(rows)
         # The bare backbone alone is the stock UNet to the bit; a fixed shape runs the slots always.
         slot_of_row = self.slots.index(slots, rows.x_t.device) if any(slots) or self.bucket else None
-        with self.slots.acting(slot_of_row):
+        with ExitStack() as acting:
+            acting.enter_context(self.slots.acting(slot_of_row))
+            if rows.memory is not None and not self.bucket:
+                self._texts = self._texts or TextLayers(self.unet)
+                acting.enter_context(self._texts.acting(rows.names, rows.memory))
             if rows.deep is not None:
                 return self._own(self._shallow(rows.x_t, rows.deep, **call)[:count]), None
             if not keep_deep:

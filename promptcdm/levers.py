@@ -1,10 +1,11 @@
-"""The levers that save rows, each by itself: what a step leaves out, and what that costs in exactness.
+"""The levers that save work, each by itself: what a step leaves out, and what that costs in exactness.
 
 unconditional_from the bare backbone's row is shared by all sources that were trained for it   exact where recorded
 top_k, min_weight  only the largest weights are run                        error bounded by mass times spread
 draw               one source is drawn by its weight, once or at each call                     exact in distribution
 guidance_start/stop  guidance only in a part of the noise levels                               another guidance
 cache_interval     deep features every few steps (feature_cache.py)                            an approximation
+reuse_text         keys and values of a text once a run (text_memory.py); on unless switched off          exact
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from promptcdm.settings import BranchName, DrawName
 
 @dataclass(frozen=True)
 class Levers:
-    """The defaults leave nothing out."""
+    """The defaults leave nothing out but what is computed already."""
 
     top_k: int = 0
     min_weight: float = 0.0
@@ -27,6 +28,7 @@ class Levers:
     guidance_stop: float = 1.0
     unconditional_from: BranchName = "recorded"
     cache_interval: int = 1
+    reuse_text: bool = True
 
     @property
     def drops(self) -> bool:

@@ -159,6 +159,9 @@ class GenerateSettings:
         "unconditional branch: as each adapter was trained (recorded), backbone or adapter for all",
     )
     cache_interval: int = _setting(1, "run the UNet's deep part only every so many steps; 1 is every step")
+    reuse_text: bool = _setting(
+        True, "compute the attention's keys and values of a text once a run, not at every step"
+    )
     negative_prompt: str = _setting("", "what the unconditional branch is told")
     num_inference_steps: int = _setting(25, "denoising steps")
     guidance_scale: float = _setting(

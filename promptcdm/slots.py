@@ -49,12 +49,12 @@ class _Layer:
         self.a = weight.new_zeros(count, rank, weight[0].numel())
         self.b = weight.new_zeros(count, len(weight), rank)
         self.gathered: tuple[Tensor, Tensor, Tensor] | None = None  # slots of the rows, and their A and B
-        self.handle = layer.register_forward_hook(self.add)
+        self.handle = layer.register_forward_hook(self.add, prepend=True)  # before who keeps what it makes
 
     def add(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """base(x) + B[s] A[s] x, for x (R, T, in), (R, in) or (R, in, h, w)."""
         slot = self.slots.slot_of_row
-        if slot is None:
+        if slot is None or not output.numel():
             return None
         x = args[0]
         rows = slot.shape[0]

@@ -50,6 +50,7 @@ LAYERS = [
         "store_lock",
         "versions",
         "cached_forward",
+        "text_memory",
         "device_class",
         "intervals",
         "buckets",

@@ -11,6 +11,7 @@ A run is `--calls` guided UNet calls from noise to picture. K sources with rando
     peft        one forward of 2K rows, PEFT's mixed batch through hooks
     plain       one forward of 2K rows of the bare UNet: the floor for so many rows
     rows        ours, the same 2K rows                                             same mathematics as loop
+    rows anew   ours, every text's keys and values at every call                   what `reuse_text` gains
     shared      ours, one unconditional row a picture                              exact for adapters trained so
     top-2       ours, shared, the two largest weights
     top-2 fast  ours, top-2, guidance in the middle 60 % of the noise levels, deep features every third call
@@ -267,7 +268,11 @@ def ways_of(bench: Bench, config: Path, options: dict[str, Any] | None) -> dict[
     ways: dict[str, Run] = {"loop": bench.loop, "peft": bench.peft, "plain": bench.plain}
     if bench.k == 1:
         ways["stock"] = bench.stock
-    kinds: dict[str, tuple[str, Levers]] = {"rows": ("adapter", Levers()), "shared": ("backbone", Levers())}
+    kinds: dict[str, tuple[str, Levers]] = {
+        "rows": ("adapter", Levers()),
+        "rows anew": ("adapter", Levers(reuse_text=False)),
+        "shared": ("backbone", Levers()),
+    }
     if bench.k > 2:
         kinds |= {"top-2": ("backbone", Levers(top_k=2)), "top-2 fast": ("backbone", fast)}
     for name, (branch, levers) in kinds.items():
