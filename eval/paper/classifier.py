@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from baselines.joint_classifier import JointClassifier, train_joint_classifier
 
+from paper.sources import Opened
 from paper.units import Units, done
+from promptcdm.backbone import Backbone
 from promptcdm.membership import probe_of
 from promptcdm.statistics import GRID
 from promptcdm.tensorfile import read_tensors, write_tensors
 
-if TYPE_CHECKING:
-    from paper.stage import Stage
 
-
-def classifier_units(stage: Stage) -> Units:
-    """Its training."""
-    path = stage.out / "work" / "classifier.safetensors"
+def classifier_units(sources: Opened, backbone: Backbone, out: Path, seed: int) -> Units:
+    """Its training, into the folder of the run."""
+    path = out / "work" / "classifier.safetensors"
 
     def train() -> dict[str, int]:
-        latents = [probe_of(source, stage.backbone).latents for source in stage.sources.values()]
-        trained = train_joint_classifier(latents, GRID, seed=stage.plan.seed)
+        latents = [probe_of(source, backbone).latents for source in sources.values()]
+        trained = train_joint_classifier(latents, GRID, seed=seed)
         write_tensors(path, dict(trained.state_dict()), {"format": "pt"})
         return {"pictures": sum(map(len, latents))}
 
     return {path.with_suffix(".json"): train}
 
 
-def read_classifier(stage: Stage) -> JointClassifier:
+def read_classifier(sources: Opened, backbone: Backbone, out: Path, seed: int) -> JointClassifier:
     """Read it, trained where it was not."""
-    (path,) = done(classifier_units(stage))
-    found = JointClassifier(int(stage.backbone.unet.config.in_channels), GRID, len(stage.names))
+    (path,) = done(classifier_units(sources, backbone, out, seed))
+    found = JointClassifier(int(backbone.unet.config.in_channels), GRID, len(sources))
     found.load_state_dict(read_tensors(path.with_suffix(".safetensors"))[0])
     return found.eval()

@@ -82,7 +82,7 @@ class Experiment:
     def adapters(self) -> str:
         """All trainings; the longest come first. Should another monolith be chosen than the first, its seeds follow."""
         stage = self.stage
-        units = {**self._trainings(0, stage.plan.monoliths), **classifier_units(stage)}
+        units = {**self._trainings(0, stage.plan.monoliths), **self._classifier()}
         for seed in range(1, stage.plan.seeds):
             units |= self._trainings(seed, stage.plan.monoliths[:1])
         if stage.plan.options["continual"]:
@@ -94,6 +94,10 @@ class Experiment:
         start(scale.split_units(stage))  # these are needed late: nobody waits for them here
         done(units)
         return f"{len(units)} trainings"
+
+    def _classifier(self) -> Units:
+        stage = self.stage
+        return classifier_units(stage.sources, stage.backbone, stage.out, stage.plan.seed)
 
     def _trainings(self, seed: int, names: Sequence[str]) -> Units:
         stage = self.stage

@@ -12,6 +12,7 @@ from pathlib import Path
 from baselines.joint_classifier import JointClassifier
 
 from paper.adapters import soup_of, store_of
+from paper.classifier import read_classifier
 from paper.plan import Plan
 from paper.prompts import Prompt, read_prompts
 from paper.sources import Idea, Opened, ideas_of, open_held_out, open_sources, source_names
@@ -80,9 +81,7 @@ class Stage:
     @cached_property
     def classifier(self) -> JointClassifier:
         """The joint classifier on x_t, trained on all sources' latents; on the CPU."""
-        from paper.classifier import read_classifier
-
-        return read_classifier(self)
+        return read_classifier(self.sources, self.backbone, self.out, self.plan.seed)
 
     @property
     def device(self) -> str:
