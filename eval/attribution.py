@@ -35,7 +35,7 @@ from promptcdm.shipped import shipped
 from promptcdm.source_errors import source_errors
 from promptcdm.store import AdapterStore
 
-METHODS = ("statistics", "denoising", "leave-one-out")
+METHODS = ("palette", "statistics", "denoising", "leave-one-out")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _measure(given: argparse.Namespace, settings: AttributeSettings) -> None:
     if not set(methods) <= set(METHODS):
         raise BadInput(f"--methods is {given.methods}; accepted: {', '.join(METHODS)}")
     prompts = held_out.captions if given.captions else [settings.prompt] * len(held_out.images)
-    for group in (("statistics",), ("denoising", "leave-one-out")):
+    for group in (("palette",), ("statistics",), ("denoising", "leave-one-out")):
         asked = [method for method in group if method in methods]
         if not asked:
             continue

@@ -1,7 +1,8 @@
-"""Which of the allowed sources a picture speaks for, by four methods.
+"""Which of the allowed sources a picture speaks for, by five methods.
 
     weights         the mean weight over the steps, from the record beside a generated picture      no row
     statistics      the posterior of the sources' Gaussians at the clean latent                      no row
+    palette         how often each source's training pictures have the picture's colours             no row
     denoising       how much of the backbone's error on fixed noise each source's adapter takes away
     leave-one-out   how much worse the composition denoises without each source                      the same rows
 
@@ -25,6 +26,7 @@ from promptcdm.backbone import Backbone
 from promptcdm.errors import BadInput
 from promptcdm.fixed_noise import clean_latents
 from promptcdm.left_out import log_density_over
+from promptcdm.palette import drawn_colours, log_likelihood, pixel_shares
 from promptcdm.route import check_router
 from promptcdm.router import on_device, posterior_router, stack_statistics
 from promptcdm.settings import AttributeMethod, AttributeSettings
@@ -63,7 +65,7 @@ def attribute(
     images: Sequence[Image.Image],
     *,
     allowed: Sequence[str],
-    backbone: Backbone,
+    backbone: Backbone | None = None,
     store: AdapterStore,
     settings: AttributeSettings = AttributeSettings(),
     prompts: Sequence[str] | None = None,
@@ -72,7 +74,8 @@ def attribute(
     """Attribute pictures to the allowed sources, by every method but `weights` (`attribute_record`).
 
     `prompts` has one text a picture, else all are told `settings.prompt`. Only what is allowed is loaded or told.
-    Raises UnknownSource, AdapterMismatch as `generate`, and BadInput for a setting out of range.
+    `palette` needs no backbone, and ignores one. Raises UnknownSource, AdapterMismatch as `generate`, and BadInput for
+    a setting out of range or a source without what the method needs.
     """
     check_allowed(allowed)
     if settings.method not in METHODS or settings.method == "weights":
@@ -88,6 +91,10 @@ def attribute(
     if len(texts) != len(images):
         raise BadInput(f"{len(images)} pictures and {len(texts)} prompts; give one each, or none")
     adapters = [store.load(name) for name in allowed]
+    if settings.method == "palette":
+        return by_palette(adapters, images)
+    if backbone is None:
+        raise BadInput(f"method {settings.method} needs the backbone of the adapters")
     for adapter in adapters:
         backbone.check_made_for(adapter.record, allow_mismatch=allow_backbone_mismatch)
     if settings.method == "statistics":
@@ -129,6 +136,30 @@ def by_statistics(adapters: Sequence[Adapter], x_0: Tensor) -> list[Attribution]
     w, _ = router.route(None, x_0, torch.ones(len(x_0)), None)
     names = [adapter.source for adapter in adapters]
     return [Attribution("statistics", shares, shares, 0.0) for shares in (_named(names, row) for row in w)]
+
+
+def by_palette(adapters: Sequence[Adapter], images: Sequence[Image.Image]) -> list[Attribution]:
+    """Method `palette`. Scores: the mean log likelihood of the drawn pixels' colours, in nats a pixel.
+
+    Amounts: each source's share in a pixel of this colour, mean over the drawn pixels. Raises BadInput for a source
+    that has no palette.
+    """
+    names = [adapter.source for adapter in adapters]
+    found = {a.source: a.statistics.palette if a.statistics else None for a in adapters}
+    without = [name for name, palette in found.items() if palette is None]
+    if without:
+        raise BadInput(
+            f"method palette needs the colours of the training pictures, which {', '.join(without)} does not have "
+            "(imported without pictures, or older than this method); use denoising, or train it again"
+        )
+    palettes = [palette for palette in found.values() if palette is not None]
+    attributions = []
+    for image in images:
+        colours = drawn_colours(image)
+        shares = pixel_shares(palettes, colours)
+        scores, amounts = _named(names, log_likelihood(palettes, colours)), _named(names, shares)
+        attributions.append(Attribution("palette", scores, amounts, 1 - float(shares.sum())))
+    return attributions
 
 
 def by_denoising(names: Sequence[str], errors: Errors) -> list[Attribution]:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from promptcdm.counted import summed
+
 # Fitted on topics of the backbone's own captions taken as pseudo-sources (examples/nano/temperature.py), then frozen.
 SMOOTHING = 100.0
 
@@ -37,10 +39,7 @@ class CaptionWords:
 
     def together(self, others: Iterable[CaptionWords]) -> CaptionWords:
         """The counts of all these captions."""
-        parts = [self, *others]
-        tokens, place = torch.unique(torch.cat([part.tokens for part in parts]), return_inverse=True)
-        counts = torch.cat([part.counts for part in parts])
-        return CaptionWords(tokens, torch.zeros_like(tokens).index_add_(0, place, counts))
+        return CaptionWords(*summed([(part.tokens, part.counts) for part in (self, *others)]))
 
     def log_likelihood(
         self, prompts: Sequence[Sequence[int]], vocabulary: int, smoothing: float = SMOOTHING

@@ -28,6 +28,7 @@ Pictures = Annotated[
 ]
 Allowed = Annotated[str, typer.Option(help="sources it may be, with commas", metavar="A,B")]
 SETTINGS = (*ALL_SETTINGS, AttributeSettings)
+NO_BACKBONE = ("weights", "palette")  # methods that run no network
 
 
 @with_flags(BackboneSettings, AttributeSettings)
@@ -96,7 +97,7 @@ def ledger(
             check_made_with(str(file), _record(file), adapters)
     facts = asdict(settings)
     del facts["batch_size"]  # how fast, not what
-    if settings.method != "weights":
+    if settings.method not in NO_BACKBONE:
         facts["backbone"] = which.backbone if which.backbone == "nano" else Path(which.backbone).name
     made = account(entries, adapters, facts, units=units)
     write_json(out, made)
@@ -131,7 +132,7 @@ def _attribute(
     return attribute_pictures(
         [_picture(file) for file in files],
         allowed=names,
-        backbone=load_backbone(which),
+        backbone=None if settings.method in NO_BACKBONE else load_backbone(which),
         store=adapters,
         settings=settings,
         allow_backbone_mismatch=allow_backbone_mismatch,

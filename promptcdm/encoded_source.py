@@ -9,7 +9,7 @@ Cropped and mirrored before they are encoded. The moments, not a sample, so that
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,7 @@ from promptcdm.buckets import Size, bucket_sizes, grouped
 from promptcdm.caption_words import CaptionWords
 from promptcdm.encoding_cache import EncodingCache
 from promptcdm.errors import BadInput
+from promptcdm.palette import Palette
 from promptcdm.prompt import PromptEmbeds
 from promptcdm.settings import TrainSettings
 from promptcdm.source import Source
@@ -189,10 +190,11 @@ def _moments(
 def statistics_of(
     captions: Sequence[str],
     moments: Sequence[tuple[Tensor, Tensor]],
+    pictures: Iterable[Image.Image],
     backbone: Backbone,
     cache: EncodingCache | None = None,
 ) -> Statistics:
-    """What a router may know of pictures: of their captions, without a trigger, and moments (I_b, C, h, w) by size."""
+    """What may be known of pictures: of their captions, without a trigger, and moments (I_b, C, h, w) by size."""
     unique = sorted(set(captions))
     means = [part.mean.float().cpu() for part in encode_captions(unique, backbone, cache)]
     prototypes, share = caption_prototypes(torch.cat(means))
@@ -201,7 +203,8 @@ def statistics_of(
         *on_grid([(m * scale, s * scale) for m, s in moments])
     )
     words = CaptionWords.of(backbone.token_ids(captions))
-    return Statistics(len(captions), latent_mean, latent_var, prototypes, share, words, factor)
+    palette = Palette.of(pictures)
+    return Statistics(len(captions), latent_mean, latent_var, prototypes, share, words, factor, palette)
 
 
 def trained_statistics(
@@ -209,7 +212,8 @@ def trained_statistics(
 ) -> Statistics:
     """Those of a whole source, from its pictures as training sees them, unmirrored."""
     captions = [item.caption for item in source.items]
-    return statistics_of(captions, [(b.mean[0], b.std[0]) for b in data.buckets], backbone, cache)
+    pictures = (source.picture(i) for i in range(len(source)))
+    return statistics_of(captions, [(b.mean[0], b.std[0]) for b in data.buckets], pictures, backbone, cache)
 
 
 def _bucket(

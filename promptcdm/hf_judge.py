@@ -3,7 +3,8 @@
     BLIP    P(choice) = softmax over the choices of log p(choice tokens | picture, question)
     ViLT    softmax of the choices' logits among its fixed answers; where one is missing, its best answer
     others  that read picture and text and go on writing (LLaVA, PaliGemma, Qwen-VL, GIT, ...): as BLIP, after
-            a prompt that lists the choices; with encoder and decoder, what it writes, matched to the choices
+            a prompt that lists the choices (choice_likelihood.py); with encoder and decoder, what it writes, matched
+            to the choices
 
 Weights are read from safetensors only, and no code of a repository is run.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -28,13 +30,16 @@ from transformers import (
 )
 
 from promptcdm.answer import Answer, Asked, CannotAnswer, match_choice, most_likely, normal_words
+from promptcdm.choice_likelihood import choice_scores
 from promptcdm.errors import BadInput
 from promptcdm.halves import in_halves
 from promptcdm.hub_revision import revision
 
 _NEW_TOKENS = 20
-_QUESTIONS_AT_ONCE = 16
-_PROMPT = "prompt 1"  # a new number with every change of what a model is asked and how it is matched
+_QUESTIONS_AT_ONCE = 32  # read and sorted; what has one length or shape goes through a model together
+_ROWS_AT_ONCE = 16
+_PICTURE = "<image>"
+_PROMPT = "prompt 2"  # a new number with every change of what a model is asked and how it is matched
 
 
 @dataclass(frozen=True)
@@ -159,31 +164,43 @@ def _vilt(judge: HfJudge, batch: Sequence[Asked]) -> list[Answer]:
 
 
 def _writing(judge: HfJudge, batch: Sequence[Asked]) -> list[Answer]:
-    """Let a writing model answer, one question at a time."""
-    encodes = bool(getattr(judge.model.config.get_text_config(), "is_encoder_decoder", False))
-    return [_written(judge, asked) if encodes else _likeliest(judge, asked) for asked in batch]
+    """Let a writing model answer: by likelihood, or, with encoder and decoder, in its own words one at a time."""
+    if getattr(judge.model.config.get_text_config(), "is_encoder_decoder", False):
+        return [_written(judge, asked) for asked in batch]
+    prompts = [_open_prompt(judge, asked) for asked in batch]
+    choices = [
+        [_choice_tokens(judge, choice, prompt["input_ids"]) for choice in asked.choices]
+        for asked, prompt in zip(batch, prompts, strict=True)
+    ]
+    scores = choice_scores(judge.model, prompts, choices, _ROWS_AT_ONCE)
+    return [
+        most_likely(asked.choices, torch.tensor(own).softmax(0).tolist())
+        for asked, own in zip(batch, scores, strict=True)
+    ]
 
 
-def _likeliest(judge: HfJudge, asked: Asked) -> Answer:
-    """Score every choice as what the model would write next."""
-    inputs = _prompt(judge, asked)
+def _open_prompt(judge: HfJudge, asked: Asked) -> dict[str, Tensor]:
+    """What the model reads of the prompt, without an end token, after which nothing would be written."""
+    read = signature(judge.model.forward).parameters.keys() - {"labels"}
+    inputs = {name: value for name, value in _prompt(judge, asked).items() if name in read}
+    shape = inputs["input_ids"].shape
     end = judge.processor.tokenizer.eos_token_id, judge.processor.tokenizer.sep_token_id
-    length = inputs["input_ids"].shape[1] - int(int(inputs["input_ids"][0, -1]) in end)
-    scores = []
-    for choice in asked.choices:
-        tokens = judge.processor.tokenizer(f" {choice}", add_special_tokens=False, return_tensors="pt")[
-            "input_ids"
-        ]
-        tokens = tokens.to(judge.device)
-        row = {
-            name: _continued(value, inputs["input_ids"].shape, length, tokens, name)
-            for name, value in inputs.items()
-        }
-        count = tokens.shape[1]
-        # Some models put the picture's tokens before the text, so places are counted from the end.
-        logits = judge.model(**row).logits[:, -count - 1 : -1]
-        scores.append(_token_scores(logits, tokens, torch.ones_like(tokens)))
-    return most_likely(asked.choices, torch.cat(scores).softmax(0).tolist())
+    if int(inputs["input_ids"][0, -1]) not in end:
+        return inputs
+    return {name: value[:, :-1] if value.shape == shape else value for name, value in inputs.items()}
+
+
+def _choice_tokens(judge: HfJudge, choice: str, prompt: Tensor) -> tuple[int, ...]:
+    """The choice as the model would write it after the prompt (1, L): on a new line it begins without a space."""
+    tokenizer = judge.processor.tokenizer
+    begun = tokenizer.decode(prompt[0, -1:].tolist())
+    stem, space = ("\n", "") if begun and not begun.strip() else ("Answer:", " ")
+    before, after = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (stem, f"{stem}{space}{choice}")
+    )
+    if after[: len(before)] == before and len(after) > len(before):
+        return tuple(after[len(before) :])
+    return tuple(tokenizer(f"{space}{choice}", add_special_tokens=False)["input_ids"])
 
 
 def _written(judge: HfJudge, asked: Asked) -> Answer:
@@ -200,16 +217,11 @@ def _prompt(judge: HfJudge, asked: Asked) -> Any:
         turns = [{"role": "user", "content": content}]
         text = judge.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     else:
-        text = f"Question: {words} Answer:"
+        told = (
+            _PICTURE if judge.model.config.model_type == "paligemma" else ""
+        )  # the others' processors place it
+        text = f"{told}Question: {words} Answer:"
     return judge.processor(images=asked.image, text=text, return_tensors="pt").to(judge.device)
-
-
-def _continued(value: Tensor, shape: torch.Size, length: int, tokens: Tensor, name: str) -> Tensor:
-    """One input with the choice's tokens after the prompt's first `length`; what is no token row stays."""
-    if value.shape != shape:
-        return value
-    more = tokens if name == "input_ids" else value[:, length - 1 : length].expand(-1, tokens.shape[1])
-    return torch.cat([value[:, :length], more], dim=1)
 
 
 def _token_scores(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -24,6 +24,10 @@ STATEMENT = (
 RULES = {
     "weights": "mean weight of each source over the denoising steps, from the picture's record",
     "statistics": "posterior of the sources' Gaussians at the clean latent, equally likely before",
+    "palette": (
+        "mean over the drawn pixels of each source's share in the pixel's colour, by how often the source's training "
+        "pictures have it; all colours even for what is left"
+    ),
     "denoising": (
         "Shapley values of log(p_0 + sum of p_i) over sets of sources, densities from denoising errors, times the "
         "posterior that the picture is any source's"

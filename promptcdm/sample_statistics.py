@@ -57,7 +57,7 @@ def with_captions(adapter: Adapter, captions: Sequence[str], backbone: Backbone)
     digest = sha256("\n".join(captions).encode()).hexdigest()
     return _with(
         adapter,
-        statistics_of(captions, [(mean, std)], backbone),
+        statistics_of(captions, [(mean, std)], pictures, backbone),
         {"drawn_samples": len(captions), "samples_sha256": digest},
     )
 

@@ -19,7 +19,7 @@ Precision = Literal["auto", "bf16", "no"]
 ExportFormat = Literal["kohya", "diffusers", "peft"]
 RateSchedule = Literal["cosine", "linear", "constant"]
 TrackerName = Literal["", "tensorboard", "wandb"]
-AttributeMethod = Literal["denoising", "leave-one-out", "statistics", "weights"]
+AttributeMethod = Literal["denoising", "leave-one-out", "statistics", "palette", "weights"]
 SchedulerName = Literal["default", "ddim", "ddpm", "dpm++", "unipc", "euler", "lcm"]
 
 
@@ -235,7 +235,8 @@ class AttributeSettings:
     """How a picture is attributed to sources."""
 
     method: AttributeMethod = _setting(
-        "denoising", "denoising, leave-one-out or statistics; weights reads the record of a generated picture"
+        "denoising",
+        "denoising, leave-one-out, statistics or palette; weights reads the record of a generated picture",
     )
     noise_levels: int = _setting(8, "noise levels of denoising and leave-one-out, evenly apart in log-SNR")
     draws: int = _setting(2, "noises a level, the same for every picture")

@@ -3,6 +3,7 @@
     C    latent channels        k    directions of the factor
     M    caption prototypes     D    width of a caption's embedding
     W    different tokens of its captions
+    P    different colours of its drawn pixels
     n_j  pictures of slice j    n    their sum
 
 `pooled` makes one source's statistics from those of its slices.
@@ -17,18 +18,22 @@ import torch
 from torch import Tensor
 
 from promptcdm.caption_words import CaptionWords
+from promptcdm.counted import is_counted
 from promptcdm.errors import AdapterMismatch
+from promptcdm.palette import LEVELS, Palette
 from promptcdm.statistics import GRID
 
 ROUTER = "router.safetensors"
 _STATISTICS = ("count", "latent_mean", "latent_var", "caption_prototypes", "caption_share")
 _WORDS = ("caption_tokens", "caption_token_counts")
-_FACTOR = "latent_factor"  # may be absent, as in adapters older than it
+# May be absent: the factor for few pictures, the palette where none was seen, both in adapters older than they are.
+_FACTOR = "latent_factor"
+_PALETTE = ("palette_colours", "palette_counts")
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """All that a router may know of a source, computed from that source alone; fp32 where nothing else is said."""
+    """All that may be known of a source, computed from that source alone; fp32 where nothing else is said."""
 
     count: int  # pictures
     latent_mean: Tensor  # (C, 8, 8) of clean, scaled latents pooled to 8x8
@@ -37,15 +42,22 @@ class Statistics:
     caption_share: Tensor  # (M,) share of the captions nearest to each prototype; sums to one
     caption_words: CaptionWords  # (W,) tokens and how often each stands in the captions; int64
     latent_factor: Tensor | None = None  # (k, C, 8, 8): covariance = diag(latent_var) + F^T F; None: diagonal
+    palette: Palette | None = (
+        None  # (P,) colours and how many drawn pixels have each; int64. No router reads it
+    )
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, the count as a 0-d int64; an absent factor is left out."""
+        """By name, the count as a 0-d int64; what is absent is left out."""
         tensors = {
             "count": torch.tensor(self.count),
             **{name: getattr(self, name) for name in _STATISTICS[1:]},
             **dict(zip(_WORDS, (self.caption_words.tokens, self.caption_words.counts), strict=True)),
         }
-        return tensors if self.latent_factor is None else {**tensors, _FACTOR: self.latent_factor}
+        if self.latent_factor is not None:
+            tensors[_FACTOR] = self.latent_factor
+        if self.palette is not None:
+            tensors |= dict(zip(_PALETTE, (self.palette.colours, self.palette.counts), strict=True))
+        return tensors
 
 
 def check_statistics(statistics: Statistics, where: str) -> None:
@@ -76,29 +88,28 @@ def check_statistics(statistics: Statistics, where: str) -> None:
         or ((norms - 1).abs() > 1e-3).any()
     ):
         raise AdapterMismatch(f"{where}: caption shares must sum to 1 and prototypes have norm 1")
-    tokens, counts = statistics.caption_words.tokens, statistics.caption_words.counts
-    if (
-        tokens.dtype != torch.int64
-        or counts.dtype != torch.int64
-        or tokens.ndim != 1
-        or tokens.shape != counts.shape
-        or (tokens.diff() <= 0).any()
-        or (counts < 1).any()
-    ):
+    if not is_counted(statistics.caption_words.tokens, statistics.caption_words.counts):
         raise AdapterMismatch(f"{where}: caption tokens must be ascending int64, each with a count above 0")
+    if statistics.palette is not None and not statistics.palette.is_sound():
+        raise AdapterMismatch(
+            f"{where}: palette colours must be ascending int64 below {LEVELS**3}, each with a count above 0"
+        )
 
 
 def read_statistics(tensors: dict[str, Tensor], where: str) -> Statistics:
     """Statistics from the tensors of `router.safetensors`. Raises AdapterMismatch, which names `where`."""
-    if set(tensors) - {_FACTOR} != {*_STATISTICS, *_WORDS}:
+    needed, has_palette = {*_STATISTICS, *_WORDS}, not tensors.keys().isdisjoint(_PALETTE)
+    if set(tensors) - {_FACTOR} != needed | (set(_PALETTE) if has_palette else set()):
         raise AdapterMismatch(
-            f"{where}: must hold {', '.join((*_STATISTICS, *_WORDS))}, perhaps {_FACTOR}, and nothing else"
+            f"{where}: must hold {', '.join((*_STATISTICS, *_WORDS))}, perhaps {_FACTOR}, perhaps "
+            f"{' with '.join(_PALETTE)}, and nothing else"
         )
     count = tensors.pop("count")
     if count.ndim or count.dtype != torch.int64:
         raise AdapterMismatch(f"{where}: count must be one int64")
     words = CaptionWords(*(tensors.pop(name) for name in _WORDS))
-    return Statistics(count=int(count), caption_words=words, **tensors)
+    palette = Palette(*(tensors.pop(name) for name in _PALETTE)) if has_palette else None
+    return Statistics(count=int(count), caption_words=words, palette=palette, **tensors)
 
 
 def pooled(slices: Sequence[Statistics]) -> Statistics:
@@ -110,7 +121,8 @@ def pooled(slices: Sequence[Statistics]) -> Statistics:
         covariance  sum_j v_j (diag(var_j) + F_j^T F_j + (m_j - m)(m_j - m)^T)
 
     so the rows sqrt(v_j) F_j and sqrt(v_j) (m_j - m) of all slices are its factor. The prototypes are those of all
-    slices, each with its slice's share, and the words' counts are their sums. One slice alone is itself.
+    slices, each with its slice's share, and the words' and colours' counts are their sums; there is a palette where
+    every slice has one. One slice alone is itself.
     """
     if len(slices) == 1:
         return slices[0]
@@ -128,4 +140,10 @@ def pooled(slices: Sequence[Statistics]) -> Statistics:
         torch.cat([v * part.caption_share for v, part in weighed]),
         slices[0].caption_words.together(part.caption_words for part in slices[1:]),
         torch.cat(rows),
+        _together([part.palette for part in slices]),
     )
+
+
+def _together(palettes: Sequence[Palette | None]) -> Palette | None:
+    known = [palette for palette in palettes if palette is not None]
+    return known[0].together(known[1:]) if len(known) == len(palettes) else None

@@ -298,6 +298,11 @@ def test_unsound_tensors_are_refused(tmp_path: Path, change: dict[str, Tensor | 
     assert "birds" in str(caught.value)
 
 
+def palette_of(colours: list[int], counts: list[int]) -> dict[str, Tensor]:
+    values = {"palette_colours": colours, "palette_counts": counts}
+    return {name: torch.tensor(value, dtype=torch.int64) for name, value in values.items()}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -313,6 +318,12 @@ def test_unsound_tensors_are_refused(tmp_path: Path, change: dict[str, Tensor | 
         ({"caption_token_counts": torch.tensor([3, 0])}, "each with a count above 0"),
         ({"caption_token_counts": torch.tensor([1.0, 2.0])}, "must be ascending int64"),
         ({"caption_token_counts": None}, "and nothing else"),
+        ({"palette_colours": torch.tensor([3])}, "palette_colours with palette_counts, and nothing else"),
+        (palette_of([3, 3], [1, 1]), "palette colours must be ascending int64"),
+        (palette_of([3, 4096], [1, 1]), "below 4096"),
+        (palette_of([-1], [1]), "below 4096"),
+        (palette_of([3], [0]), "each with a count above 0"),
+        (palette_of([], []), "palette colours must be"),
         ({"other": torch.ones(1)}, "and nothing else"),
     ],
 )

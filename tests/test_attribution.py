@@ -543,4 +543,4 @@ def test_the_script_measures_top_1_on_pictures_that_no_source_trained_on(
         alone = json.loads((tmp_path / "result.json").read_text())["methods"][method]
         assert alone["taken_for"] == result["methods"][method]["taken_for"]
     assert SCRIPT["main"]([*map(str, words), "--methods", "judge"]) == 2
-    assert "accepted: statistics" in capsys.readouterr().err
+    assert "accepted: palette" in capsys.readouterr().err

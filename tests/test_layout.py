@@ -32,7 +32,7 @@ LAYERS = [
         "shares",
         "left_out",
         "statistics",
-        "caption_words",
+        "counted",
         "prompt",
         "tensorfile",
         "manifest",
@@ -64,6 +64,7 @@ LAYERS = [
         "processes",
     }
     | {"feature_pair", "jackknife", "tower", "colours"},
+    {"caption_words", "palette", "choice_likelihood"},
     {"draw", "prompt_prior", "regional", "exact_share", "embedded_tower", "sscd", "beside"}
     | {"frechet", "mmd", "manifold", "inception", "dinov2", "clip_tower", "picture_folder"}
     | {

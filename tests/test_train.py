@@ -12,6 +12,7 @@ import torch
 from promptcdm.adapter import Adapter
 from promptcdm.backbone import Backbone
 from promptcdm.errors import BadInput
+from promptcdm.palette import Palette
 from promptcdm.settings import TrainSettings
 from promptcdm.source import Source
 from promptcdm.train import train_adapter
@@ -54,6 +55,9 @@ def test_every_architecture_trains_and_its_adapter_is_not_zero(
     assert set(adapter.prompt) == ({"text_encoder", "text_encoder_2"} if kind == "sdxl" else {"text_encoder"})
     assert adapter.statistics is not None
     assert adapter.statistics.latent_mean.shape == (4, 8, 8)
+    palette = Palette.of(birds.picture(i) for i in range(len(birds)))
+    assert palette is not None and adapter.statistics.palette is not None
+    assert torch.equal(adapter.statistics.palette.counts, palette.counts)
 
 
 def test_the_backbone_is_left_as_it_was(birds: Source, backbone: Backbone) -> None:
