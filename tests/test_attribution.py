@@ -530,6 +530,7 @@ def test_the_script_measures_top_1_on_pictures_that_no_source_trained_on(
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["pictures"] == 4
     assert {m: r["row_forwards"] for m, r in result["methods"].items()} == {
+        "palette": 0,
         "statistics": 0,
         "denoising": 6,
         "leave-one-out": 6,

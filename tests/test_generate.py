@@ -22,6 +22,7 @@ from promptcdm.composed_unet import ComposedUNet
 from promptcdm.errors import AdapterMismatch, BadInput, RunFailed, UnknownSource
 from promptcdm.generate import Generation, generate
 from promptcdm.lora import target_modules
+from promptcdm.palette import Palette
 from promptcdm.settings import GenerateSettings
 from promptcdm.store import AdapterStore
 
@@ -41,7 +42,13 @@ def random_adapter(
     prototypes = torch.nn.functional.normalize(torch.randn(2, 16, generator=generator), dim=1)
     mean = torch.randn(4, 8, 8, generator=generator)
     statistics = Statistics(
-        6, mean, torch.ones(4, 8, 8), prototypes, torch.tensor([0.5, 0.5]), CaptionWords.of([[1], [2]])
+        6,
+        mean,
+        torch.ones(4, 8, 8),
+        prototypes,
+        torch.tensor([0.5, 0.5]),
+        CaptionWords.of([[1], [2]]),
+        palette=Palette(torch.arange(seed, 64 + seed), torch.arange(1, 65)),
     )
     record = AdapterRecord(
         source=name,
