@@ -17,11 +17,12 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)
 	$(BIN)/promptcdm demo --out demo
 
+# Two processes of one thread: most tests are too small for two threads to gain anything.
 test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 quick: $(INSTALLED)
 	$(BIN)/ruff check .
