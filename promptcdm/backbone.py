@@ -31,7 +31,7 @@ from promptcdm.lora import making_modules, plain_layers, target_modules
 from promptcdm.prompt import PromptEmbeds, encode_prompts
 from promptcdm.prompt_prior import PromptFeatures
 from promptcdm.shipped import shipped
-from promptcdm.text_lora import TextLora, acting, fitted, text_layers
+from promptcdm.text_lora import LearningTextLora, TextLora, acting, text_layers
 from promptcdm.text_names import TEXT_ENCODERS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -166,12 +166,12 @@ class Backbone:
         """Weight shapes of the text encoders' linear layers, by their names in our files (`text_names`)."""
         return {
             name: tuple(layer.get_parameter("weight").shape)
-            for name, layer in text_layers(self._text_encoders()).items()
+            for name, layer in text_layers(self.text_encoders).items()
         }
 
     def check_text_lora(self, lora: TextLora) -> None:
         """Raise AdapterMismatch unless `lora` fits the text encoders."""
-        fitted(self._text_encoders(), lora)
+        lora.pairs(self.text_encoders)
 
     def check_made_for(self, record: AdapterRecord, *, allow_mismatch: bool = False) -> None:
         """Raise AdapterMismatch for an adapter of another architecture, and of other weights unless that is allowed."""
@@ -188,15 +188,20 @@ class Backbone:
             )
 
     def encode_prompts(
-        self, prompts: Sequence[str], soft: Mapping[str, Tensor] | None = None, lora: TextLora | None = None
+        self,
+        prompts: Sequence[str],
+        soft: Mapping[str, Tensor] | None = None,
+        lora: TextLora | LearningTextLora | None = None,
     ) -> PromptEmbeds:
         """Embed prompts (B), with a source's soft prompt and text-encoder LoRA where given; nothing of them stays."""
-        encoders = self._text_encoders()
+        encoders = self.text_encoders
         tokenizers = {n: getattr(self.pipe, n.replace("text_encoder", "tokenizer")) for n in encoders}
         with self.text_lock, acting(encoders, lora):
             return encode_prompts(encoders, tokenizers, prompts, soft)
 
-    def _text_encoders(self) -> dict[str, nn.Module]:
+    @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """One, or SDXL's two, by their names in the pipeline."""
         return {n: getattr(self.pipe, n) for n in TEXT_ENCODERS if getattr(self.pipe, n, None) is not None}
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -209,7 +214,9 @@ class Backbone:
         tokens, vocabulary = self.token_ids(prompts), len(self.pipe.tokenizer)
         return PromptFeatures(self.encode_prompts(prompts).mean, tokens, vocabulary)
 
-    def encode_negative(self, negative_prompt: str, count: int, lora: TextLora | None = None) -> PromptEmbeds:
+    def encode_negative(
+        self, negative_prompt: str, count: int, lora: TextLora | LearningTextLora | None = None
+    ) -> PromptEmbeds:
         """What the stock pipeline's unconditional rows are told: SDXL takes zeros for the empty prompt."""
         encoded = self.encode_prompts([negative_prompt] * count, lora=lora)
         if not negative_prompt and self.pipe.config.get("force_zeros_for_empty_prompt"):

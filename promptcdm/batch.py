@@ -9,7 +9,7 @@ All random numbers of a batch are drawn from one generator before anything is co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from promptcdm.backbone import Backbone
 from promptcdm.device_class import computes_in_bf16
 from promptcdm.encoded_source import Bucket, EncodedSource
 from promptcdm.settings import TrainSettings
+from promptcdm.text_lora import LearningTextLora
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,17 @@ class Batch:
         """Some of its rows."""
         own = {name: getattr(self, name)[rows] for name in ("items", "t", "x_0", "noise", "drop")}
         return replace(self, **own)
+
+
+@dataclass(frozen=True)
+class OwnWords:
+    """How an adapter in training reads captions otherwise than the backbone does: nothing, where it learns no words."""
+
+    soft: Mapping[str, Tensor] = field(default_factory=dict)  # soft prompt by text encoder
+    lora: LearningTextLora | None = None
+
+
+PLAIN = OwnWords()
 
 
 def draw_batch(
@@ -65,12 +77,9 @@ def time_ids(bucket: Bucket) -> Tensor:
 
 
 def weighted_errors(
-    soft: Mapping[str, Tensor], batch: Batch, data: EncodedSource, backbone: Backbone, settings: TrainSettings
+    words: OwnWords, batch: Batch, data: EncodedSource, backbone: Backbone, settings: TrainSettings
 ) -> Tensor:
-    """Min-SNR weighted squared errors (B,) of the UNet as it is now, in eps or v as the backbone predicts.
-
-    `soft` is a soft prompt by text encoder, or empty.
-    """
+    """Min-SNR weighted squared errors (B,) of the UNet as it is now, in eps or v as the backbone predicts."""
     device = backbone.device
     # A UNet that is bf16 already needs no autocast, which would run and keep every normalisation in fp32.
     half = computes_in_bf16(settings.mixed_precision, device) and backbone.dtype != torch.bfloat16
@@ -78,7 +87,7 @@ def weighted_errors(
     x_t = abar.sqrt() * batch.x_0 + (1 - abar).sqrt() * batch.noise
     epsilon = backbone.prediction_type == "epsilon"
     target = batch.noise if epsilon else abar.sqrt() * batch.noise - (1 - abar).sqrt() * batch.x_0
-    embeds, added = _conditioning(soft, batch, data, backbone)
+    embeds, added = _conditioning(words, batch, data, backbone)
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         sample = x_t.to(device) if half else x_t.to(device, backbone.dtype)
         t = batch.t.to(device)
@@ -107,12 +116,17 @@ def _draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucke
 
 
 def _conditioning(
-    soft: Mapping[str, Tensor], batch: Batch, data: EncodedSource, backbone: Backbone
+    words: OwnWords, batch: Batch, data: EncodedSource, backbone: Backbone
 ) -> tuple[Tensor, dict[str, Tensor] | None]:
     place = data.caption_of[torch.where(batch.drop, len(data.captions), batch.items).to(backbone.device)]
     embeds, pooled = data.embeds[place], None if data.pooled is None else data.pooled[place]
-    if soft:
-        encoded = backbone.encode_prompts([data.captions[int(i)] for i in batch.items], soft)
+    if words.soft or words.lora:
+        encoded = backbone.encode_prompts(
+            [data.captions[int(i)] for i in batch.items], words.soft, words.lora
+        )
+        if words.lora and batch.drop.any():  # the pipeline's empty caption goes through it too
+            empty = backbone.encode_negative("", 1, words.lora)
+            embeds, pooled = empty.embeds, empty.pooled
         kept = ~batch.drop.to(backbone.device)
         embeds = torch.where(kept[:, None, None], encoded.embeds, embeds)
         pooled = (

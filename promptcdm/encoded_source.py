@@ -51,7 +51,7 @@ class EncodedSource:
 
     buckets: tuple[Bucket, ...]  # in the order of sizes
     captions: tuple[str, ...]  # of each picture, with the trigger in front
-    embeds: Tensor  # (U + 1, L, D); the last is the empty caption
+    embeds: Tensor  # (U + 1, L, D); the last is the empty caption, and the only one where text encoders learn
     pooled: Tensor | None  # (U + 1, D2), SDXL
     caption_of: Tensor  # (I + 1,) rows of `embeds`; the last is the empty caption
 
@@ -76,7 +76,8 @@ def encode_source(
         if any(i in chosen for i in items)
     )
     captions = tuple(f"{trigger} {item.caption}".strip() for item in source.items)
-    unique = sorted({captions[i] for i in chosen})
+    # Text encoders that learn read each caption anew at each step: nothing of theirs can be kept.
+    unique = [] if settings.train_text_encoder else sorted({captions[i] for i in chosen})
     with torch.no_grad():
         parts = [*encode_captions(unique, backbone, cache), _empty_caption(backbone, cache)]
     row = {caption: n for n, caption in enumerate(unique)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from promptcdm.backbone import Backbone
-from promptcdm.batch import Batch, time_ids, weighted_errors
+from promptcdm.batch import Batch, OwnWords, time_ids, weighted_errors
 from promptcdm.encoded_source import Bucket, EncodedSource
 from promptcdm.keyed_random import keyed_generator
 from promptcdm.settings import TrainSettings
@@ -34,14 +34,14 @@ def held_out_batches(
 
 @torch.no_grad()
 def held_out_loss(
-    soft: Mapping[str, Tensor],
+    words: OwnWords,
     batches: Sequence[Batch],
     data: EncodedSource,
     backbone: Backbone,
     settings: TrainSettings,
 ) -> float:
     """The mean weighted error over all rows, to 6 digits, as the log holds it."""
-    errors = [weighted_errors(soft, batch, data, backbone, settings) for batch in batches]
+    errors = [weighted_errors(words, batch, data, backbone, settings) for batch in batches]
     return round(float(torch.cat(errors).cpu().double().mean()), 6)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -20,7 +21,7 @@ from peft.functional import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from promptcdm.errors import AdapterMismatch
+from promptcdm.errors import AdapterMismatch, BadInput
 
 PREFIX = "unet."
 # Held while modules are made. While diffusers, transformers and accelerate load a model, torch's default type of
@@ -29,11 +30,16 @@ PREFIX = "unet."
 making_modules = threading.RLock()
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 WIDE = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+# Not conv_in and conv_out: older versions of diffusers do not load a LoRA of theirs.
+CONV = (*WIDE, "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
+_SUFFIXES = {"attention": ATTENTION, "wide": WIDE, "conv": CONV}
 
 
 def target_modules(unet: nn.Module, targets: str) -> list[str]:
-    """Names of the layers that `targets` ("attention" or "wide") adapts, in the UNet's order."""
-    suffixes = tuple("." + suffix for suffix in (ATTENTION if targets == "attention" else WIDE))
+    """Names of the layers that `targets` ("attention", "wide" or "conv") adapts, in the UNet's order."""
+    if targets not in _SUFFIXES:
+        raise BadInput(f"targets {targets!r} is unknown; accepted: {', '.join(_SUFFIXES)}")
+    suffixes = tuple("." + suffix for suffix in _SUFFIXES[targets])
     return [name for name in plain_layers(unet) if name.endswith(suffixes)]
 
 
@@ -44,6 +50,30 @@ def plain_layers(unet: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, (nn.Linear, nn.Conv2d)) and ".lora_" not in name:
             found[name.removesuffix(".base_layer")] = module
     return found
+
+
+def fitted(
+    layers: Mapping[str, nn.Module], pairs: Mapping[str, tuple[Tensor, Tensor]], source: str, where: str
+) -> list[tuple[nn.Module, tuple[Tensor, Tensor]]]:
+    """Each adapted layer with its A and B, by the names of both.
+
+    Raises AdapterMismatch where a layer is missing in `where`, of another shape, or takes no LoRA.
+    """
+    missing = sorted(set(pairs) - set(layers))
+    if missing:
+        raise AdapterMismatch(
+            f"{missing[0]} is no layer of {where} ({len(missing)} such keys); {source} is of another architecture"
+        )
+    for module, (a, b) in pairs.items():
+        weight: Any = layers[module].weight
+        if a[0].shape != weight[0].shape or b.shape[:2] != (len(weight), len(a)):
+            raise AdapterMismatch(
+                f"{module}: lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} do not fit the weight "
+                f"{tuple(weight.shape)}; {source} is of another architecture"
+            )
+        if getattr(layers[module], "groups", 1) != 1:
+            raise AdapterMismatch(f"{module} is a grouped convolution, which takes no LoRA")
+    return [(layers[module], pair) for module, pair in pairs.items()]
 
 
 def insert(unet: nn.Module, name: str, lora: Mapping[str, Tensor]) -> None:
@@ -78,8 +108,8 @@ def insert(unet: nn.Module, name: str, lora: Mapping[str, Tensor]) -> None:
     activate(unet, None)
 
 
-def new_layers(unet: nn.Module, name: str, ranks: Mapping[str, int]) -> None:
-    """Wrap the named layers with a fresh LoRA of each one's rank (A random, B zero), in fp32."""
+def new_layers(unet: nn.Module, name: str, ranks: Mapping[str, int], scale: float = 1.0) -> None:
+    """Wrap the named layers with a fresh LoRA of each one's rank (A random, B zero), in fp32, of strength `scale`."""
     any_rank = next(iter(ranks.values()))
     config = LoraConfig(
         r=any_rank,
@@ -96,6 +126,7 @@ def new_layers(unet: nn.Module, name: str, ranks: Mapping[str, int]) -> None:
         if name in layer.lora_A:
             layer.lora_A[name].float()
             layer.lora_B[name].float()
+            layer.scaling[name] = scale
 
 
 def lora_layers(unet: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
@@ -137,16 +168,22 @@ def running(unet: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def read_out(unet: nn.Module, name: str) -> dict[str, Tensor]:
-    """The tensors of adapter `name` as fp32 copies on the CPU, in the grammar of the module docstring."""
+    """The tensors of adapter `name` as fp32 copies on the CPU, in the grammar of the module docstring.
+
+    Its strength is folded into B.
+    """
     tensors = {}
     for module_name, layer in lora_layers(unet):
         if name in layer.lora_A:
-            for part in ("lora_A", "lora_B"):
+            for part, scale in (("lora_A", 1.0), ("lora_B", layer.scaling[name])):
                 weight = getattr(layer, part)[name].weight
-                tensors[f"{PREFIX}{module_name}.{part}.weight"] = weight.detach().to(
-                    "cpu", torch.float32, copy=True
-                )
+                tensors[f"{PREFIX}{module_name}.{part}.weight"] = folded(weight, scale)
     return tensors
+
+
+def folded(weight: Tensor, scale: float) -> Tensor:
+    """A copy of a weight times `scale`, fp32 on the CPU."""
+    return weight.detach().to("cpu", torch.float32, copy=True) * scale
 
 
 def remove(unet: nn.Module, name: str) -> None:

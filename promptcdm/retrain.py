@@ -8,9 +8,10 @@ or what differs is named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from promptcdm.train import OnStep
 from promptcdm.train_slices import train_source
 
 _SHOWN = 5  # files that a message names
+_CHECKPOINTING: dict[object, str] = {True: "on", False: "off"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ def recorded_settings(record: AdapterRecord) -> TrainSettings:
             f"{record.source} was trained with the settings {', '.join(unknown)}, which this version does not know; "
             "use the version that trained it"
         )
-    return TrainSettings(**record.settings)  # type: ignore[arg-type]
+    kept = dict(record.settings)
+    again = kept.get("gradient_checkpointing", "auto")
+    kept["gradient_checkpointing"] = _CHECKPOINTING.get(again, again)  # older records have true or false
+    return TrainSettings(**kept)  # type: ignore[arg-type]
 
 
 def data_differences(recorded: Manifest, now: Manifest) -> list[str]:
@@ -128,7 +133,12 @@ def _byte_differences(then: Adapter, now: Adapter) -> list[str]:
     other = [name for name in before if not _same_bytes(before[name], after[name])]
     if other:
         return [f"tensors: {len(other)} of {len(before)} differ{_by_how_much(before, after, other)}"]
-    return [] if then.train_log == now.train_log else ["train_log: other losses"]
+    return [] if _results(then.train_log) == _results(now.train_log) else ["train_log: other losses"]
+
+
+def _results(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A log without how the activations were had, which the free memory may have decided."""
+    return [{key: value for key, value in row.items() if key != "gradient_checkpointing"} for row in log]
 
 
 def _by_how_much(before: Mapping[str, Tensor], after: Mapping[str, Tensor], other: list[str]) -> str:

@@ -16,6 +16,8 @@ RouterName = Literal["uniform", "prior", "prompt", "posterior", "regional"]
 DrawName = Literal["", "once", "step"]
 BranchName = Literal["recorded", "backbone", "adapter"]
 Precision = Literal["auto", "bf16", "no"]
+Targets = Literal["attention", "wide", "conv"]
+Checkpointing = Literal["auto", "on", "off"]
 ExportFormat = Literal["kohya", "diffusers", "peft"]
 RateSchedule = Literal["cosine", "linear", "constant"]
 TrackerName = Literal["", "tensorboard", "wandb"]
@@ -47,8 +49,15 @@ class TrainSettings:
     steps: int = _setting(500, "optimizer steps")
     batch_size: int = _setting(8, "pictures a step")
     rank: int = _setting(8, "LoRA rank r")
-    targets: str = _setting(
-        "attention", "attention (to_q, to_k, to_v, to_out.0) or wide (feed-forward and proj too)"
+    alpha: float = _setting(
+        0.0, "LoRA alpha: it acts with strength alpha / rank, folded into the files; 0 is the rank"
+    )
+    targets: Targets = _setting(
+        "attention",
+        "attention (to_q, to_k, to_v, to_out.0), wide (feed-forward and proj too) or conv (convolutions too)",
+    )
+    train_text_encoder: bool = _setting(
+        False, "a LoRA of the text encoders too: their attention, with wide and conv also feed-forward"
     )
     prompt_tokens: int = _setting(4, "learned token embeddings of a soft prompt")
     learning_rate: float = _setting(1e-3, "AdamW learning rate; ten times as much for a soft prompt")
@@ -63,8 +72,10 @@ class TrainSettings:
     gradient_accumulation: int = _setting(
         1, "batches a step, one after another: the memory of one, the gradient of all"
     )
-    gradient_checkpointing: bool = _setting(
-        False, "compute activations again instead of keeping them: less memory, a third more work"
+    gradient_checkpointing: Checkpointing = _setting(
+        "auto",
+        "compute activations again instead of keeping them, a third more work: on, off, or auto (on where a batch's "
+        "do not fit into the free memory)",
     )
     ema_decay: float = _setting(
         0.0, "keep a running average of the adapter, and write that; 0.99 or so, 0 is off"
@@ -114,6 +125,11 @@ class TrainSettings:
         """Pictures of one step: those of all its batches."""
         return self.batch_size * self.gradient_accumulation
 
+    @property
+    def lora_scale(self) -> float:
+        """The strength alpha / rank that the LoRA is trained at."""
+        return (self.alpha or self.rank) / self.rank
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -135,9 +151,18 @@ class RunSettings:
     keep_cache: bool = _setting(False, "keep what is in the cache for the next training")
 
 
+def settings_of_result(recorded: Mapping[str, object]) -> dict[str, object]:
+    """Those of a record that decide what comes out; one that did not exist when it was written had its default.
+
+    Whether activations are kept or computed again decides time and memory alone.
+    """
+    whole = {**asdict(TrainSettings()), **recorded}
+    return {name: value for name, value in whole.items() if name != "gradient_checkpointing"}
+
+
 def same_settings(recorded: Mapping[str, object], settings: TrainSettings) -> bool:
-    """Whether a record is of these settings; one that did not exist when it was written had its default."""
-    return {**asdict(TrainSettings()), **recorded} == asdict(settings)
+    """Whether what a record tells of is the result of these settings."""
+    return settings_of_result(recorded) == settings_of_result(asdict(settings))
 
 
 @dataclass(frozen=True)

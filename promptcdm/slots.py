@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptcdm.errors import AdapterMismatch, BadInput
-from promptcdm.lora import PREFIX, plain_layers
+from promptcdm.errors import BadInput
+from promptcdm.lora import PREFIX, fitted, plain_layers
 
 INDICES = 64  # combinations of rows that are remembered
 
@@ -214,27 +214,13 @@ class Slots:
         self.rank = rank
 
     def _check(self, lora: SlotLora) -> None:
-        layers = plain_layers(self.unet)
         pairs = _pairs(lora)
-        missing = sorted(set(pairs) - set(layers))
-        if missing:
-            raise AdapterMismatch(
-                f"{missing[0]} is no layer of this UNet ({len(missing)} such keys); "
-                f"{lora.source} is of another architecture"
+        fitted(plain_layers(self.unet), pairs, lora.source, "this UNet")
+        rank = max((len(a) for a, _ in pairs.values()), default=0)
+        if self.fixed and rank > self.rank:
+            raise BadInput(
+                f"{lora.source} has rank {rank}, this engine is fixed to rank {self.rank}; give it a larger one"
             )
-        for module, (a, b) in pairs.items():
-            weight: Any = layers[module].weight
-            if a[0].shape != weight[0].shape or b.shape[:2] != (len(weight), len(a)):
-                raise AdapterMismatch(
-                    f"{module}: lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} do not fit the weight "
-                    f"{tuple(weight.shape)}; {lora.source} is of another architecture"
-                )
-            if self.fixed and len(a) > self.rank:
-                raise BadInput(
-                    f"{lora.source} has rank {len(a)}, this engine is fixed to rank {self.rank}; give it a larger one"
-                )
-            if getattr(layers[module], "groups", 1) != 1:
-                raise AdapterMismatch(f"{module} is a grouped convolution, which takes no LoRA")
 
 
 def _pairs(lora: SlotLora) -> dict[str, tuple[Tensor, Tensor]]:

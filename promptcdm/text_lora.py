@@ -9,18 +9,20 @@ the thread that asked alone; whoever encodes in another thread at the same time 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from promptcdm.errors import AdapterMismatch
-from promptcdm.lora import plain_layers
+from promptcdm.lora import fitted, plain_layers
 from promptcdm.lora_format import lora_modules
-from promptcdm.text_names import text_name
+from promptcdm.text_names import TEXT_ENCODERS, text_name
+
+Pairs = Sequence[tuple[nn.Module, tuple[Tensor, Tensor]]]  # layers with their A and B
+_ATTENTION = (".q_proj", ".k_proj", ".v_proj", ".out_proj")
+_WIDE = (*_ATTENTION, ".fc1", ".fc2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,23 @@ class TextLora:
     source: str
     tensors: Mapping[str, Tensor]  # the keys of lora_format that begin with text_encoder
     strength: float = 1.0
+
+    def pairs(self, encoders: Mapping[str, nn.Module]) -> Pairs:
+        """Its layers. Raises AdapterMismatch where one is missing or of another shape."""
+        layers, modules = text_layers(encoders), lora_modules(self.tensors)
+        return fitted(layers, modules, self.source, "this backbone's text encoders")
+
+
+@dataclass(frozen=True, eq=False)
+class LearningTextLora:
+    """One in training: its layers are at hand, and its tensors are parameters."""
+
+    layers: Pairs
+    strength: float
+
+    def pairs(self, encoders: Mapping[str, nn.Module]) -> Pairs:
+        """Its layers."""
+        return self.layers
 
 
 def text_layers(encoders: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -41,33 +60,30 @@ def text_layers(encoders: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     }
 
 
-def fitted(
-    encoders: Mapping[str, nn.Module], lora: TextLora
-) -> list[tuple[nn.Module, tuple[Tensor, Tensor]]]:
-    """Each adapted layer with its A and B. Raises AdapterMismatch where one is missing or of another shape."""
-    layers, found = text_layers(encoders), []
-    for name, (a, b) in lora_modules(lora.tensors).items():
-        if name not in layers:
-            raise AdapterMismatch(
-                f"{name} is no layer of this backbone's text encoders; {lora.source} is of another architecture"
-            )
-        weight: Any = layers[name].weight
-        if (b.shape[0], *a.shape[1:]) != tuple(weight.shape):
-            raise AdapterMismatch(
-                f"{name}: lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} do not fit the weight "
-                f"{tuple(weight.shape)}; {lora.source} is of another architecture"
-            )
-        found.append((layers[name], (a, b)))
-    return found
+def text_target_layers(encoders: Mapping[str, nn.Module], targets: str) -> dict[str, nn.Module]:
+    """The layers that a training with `targets` adapts: of the attention or, with all others, feed-forward too.
+
+    Where there are two encoders (SDXL) the pipelines read of the first one the last state but one: its last block does
+    nothing, and cannot learn.
+    """
+    layers = text_layers(encoders)
+    suffixes = _ATTENTION if targets == "attention" else _WIDE
+    chosen = {name: layer for name, layer in layers.items() if name.endswith(suffixes)}
+    first, second = TEXT_ENCODERS
+    if second in encoders:
+        blocks = f"{first}.text_model.encoder.layers."
+        last = max(int(name[len(blocks) :].partition(".")[0]) for name in chosen if name.startswith(blocks))
+        chosen = {name: layer for name, layer in chosen.items() if not name.startswith(f"{blocks}{last}.")}
+    return chosen
 
 
 @contextmanager
-def acting(encoders: Mapping[str, nn.Module], lora: TextLora | None) -> Iterator[None]:
+def acting(encoders: Mapping[str, nn.Module], lora: TextLora | LearningTextLora | None) -> Iterator[None]:
     """Let `lora` act in the text encoders, for this thread and until the end of the block."""
     handles = []
     try:
         if lora is not None:
-            for layer, (a, b) in fitted(encoders, lora):
+            for layer, (a, b) in lora.pairs(encoders):
                 handles.append(layer.register_forward_hook(_adding(a, b, lora.strength)))
         yield
     finally:

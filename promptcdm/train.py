@@ -21,26 +21,44 @@ import torch
 from torch import Tensor, nn
 
 from promptcdm import lora
+from promptcdm.activations import Activations, measure_activations
 from promptcdm.adapter import Adapter, AdapterRecord, BackboneRecord, Statistics, adapter_digest
 from promptcdm.backbone import Backbone
-from promptcdm.batch import Batch, draw_batch, weighted_errors
+from promptcdm.batch import Batch, OwnWords, draw_batch, weighted_errors
 from promptcdm.checkpoint import load_checkpoint, save_checkpoint
-from promptcdm.device_class import computes_in_bf16, deterministic_kernels, device_class
+from promptcdm.device_class import deterministic_kernels, device_class
 from promptcdm.encoded_source import EncodedSource, encode_source, trained_statistics
 from promptcdm.encoding_cache import EncodingCache
 from promptcdm.errors import BadInput, RunFailed
 from promptcdm.held_out import best_so_far, held_out_batches, held_out_loss
 from promptcdm.keyed_random import keyed_generator
+from promptcdm.learned import (
+    LORA_NAME,
+    Parameters,
+    checkpointing,
+    new_optimizer,
+    own_words,
+    read_out,
+    trainable,
+)
 from promptcdm.learning_rate import rate_share
+from promptcdm.lora import folded
 from promptcdm.onlooker import Onlooker
 from promptcdm.processes import ALONE, Processes
-from promptcdm.settings import Kind, Precision, RateSchedule, TrainSettings, Unconditional
+from promptcdm.settings import (
+    Checkpointing,
+    Kind,
+    Precision,
+    RateSchedule,
+    Targets,
+    TrainSettings,
+    Unconditional,
+    settings_of_result,
+)
 from promptcdm.source import Source
 from promptcdm.weight_average import copies, put, standing_in, update_average
 
 OnStep = Callable[[int, float], None]
-Parameters = dict[str, nn.Parameter]
-LORA_NAME = "adapter_in_training"
 
 
 def train_adapter(
@@ -67,9 +85,11 @@ def train_adapter(
     with backbone.lock, memory_is_told(backbone), exact:
         data = encode_source(source, backbone, settings, settings.trigger or source.trigger, cache=cache)
         with trainable(backbone, settings, source.manifest().merkle_root) as parameters:
-            run = _Run(parameters, data, backbone, settings, source, processes)
-            log = _optimize(run, checkpoint, on_step, onlooker)
-            weights = lora.read_out(backbone.unet, LORA_NAME)
+            again, _ = checkpoints(parameters, data, backbone, settings)
+            run = _Run(parameters, data, backbone, settings, source, processes, again)
+            with checkpointing(backbone, again):
+                log = _optimize(run, checkpoint, on_step, onlooker)
+            weights = read_out(parameters, backbone, settings)
     return _adapter(run, weights, trained_statistics(source, data, backbone, cache), log)
 
 
@@ -81,9 +101,7 @@ def _adapter(
 ) -> Adapter:
     """The adapter of these LoRA weights and of the soft prompt as it is."""
     source, backbone, settings = run.source, run.backbone, run.settings
-    prompt = {
-        n: p.detach().to("cpu", torch.float32, copy=True) for n, p in soft_prompt(run.parameters).items()
-    }
+    prompt = {name: folded(p, 1.0) for name, p in run.words().soft.items()}
     record = AdapterRecord(
         source=source.name,
         kind=settings.kind,
@@ -123,7 +141,8 @@ def check_settings(settings: TrainSettings) -> None:
             raise BadInput(f"{name} is {getattr(settings, name)}; it takes 1 or more")
     names: dict[str, tuple[str, ...]] = {
         "kind": get_args(Kind),
-        "targets": ("attention", "wide"),
+        "targets": get_args(Targets),
+        "gradient_checkpointing": get_args(Checkpointing),
         "unconditional": get_args(Unconditional),
         "lr_scheduler": get_args(RateSchedule),
         "mixed_precision": get_args(Precision),
@@ -131,6 +150,12 @@ def check_settings(settings: TrainSettings) -> None:
     for name, accepted in names.items():
         if getattr(settings, name) not in accepted:
             raise BadInput(f"{name} {getattr(settings, name)!r} is unknown; accepted: {', '.join(accepted)}")
+    if not settings.alpha >= 0:
+        raise BadInput(f"alpha is {settings.alpha}; it takes a number above 0, or 0 for the rank")
+    if settings.train_text_encoder and "lora" not in settings.kind:
+        raise BadInput(
+            f"train_text_encoder is a LoRA, and kind is {settings.kind}; it takes kind lora or lora+prompt"
+        )
     if not 0 < settings.learning_rate < 1:
         raise BadInput(f"learning_rate is {settings.learning_rate}; it takes a number between 0 and 1")
     if not settings.loraplus_lr_ratio > 0:
@@ -150,8 +175,14 @@ def check_settings(settings: TrainSettings) -> None:
         )
 
 
-def _generator(settings: TrainSettings, source_digest: str, step: int) -> torch.Generator:
-    return keyed_generator(f"{settings.seed} {source_digest} {step}")
+def checkpoints(
+    parameters: Parameters, data: EncodedSource, backbone: Backbone, settings: TrainSettings
+) -> tuple[bool, Activations]:
+    """Whether activations are to be computed again, and, for "auto", what decided it. The caller holds the lock."""
+    if settings.gradient_checkpointing != "auto":
+        return settings.gradient_checkpointing == "on", Activations(0, 0)
+    measured = measure_activations(own_words(parameters, backbone, settings), data, backbone, settings)
+    return not measured.fit, measured
 
 
 @contextmanager
@@ -162,59 +193,8 @@ def memory_is_told(backbone: Backbone) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as error:
         raise RunFailed(
             f"the memory of {backbone.device} is too small for this training; give a smaller batch_size (with "
-            "gradient_accumulation the batch stays as large), a lower resolution, or gradient_checkpointing"
+            "gradient_accumulation the batch stays as large), a lower resolution, or gradient_checkpointing=on"
         ) from error
-
-
-@contextmanager
-def trainable(backbone: Backbone, settings: TrainSettings, source_digest: str) -> Iterator[Parameters]:
-    """The new adapter's parameters, acting in the backbone until the block ends. The caller holds the UNet's lock."""
-    unet = backbone.unet
-    again = settings.gradient_checkpointing and not unet.is_gradient_checkpointing
-    try:
-        if again:
-            unet.enable_gradient_checkpointing()
-        yield _new_parameters(backbone, settings, source_digest)
-    finally:
-        lora.remove(unet, LORA_NAME)
-        if again:
-            unet.disable_gradient_checkpointing()
-
-
-def _new_parameters(backbone: Backbone, settings: TrainSettings, source_digest: str) -> Parameters:
-    """Fresh fp32 parameters by name: `lora.<module>.<part>` in the UNet, `prompt.<text encoder>` beside it."""
-    generator = _generator(settings, source_digest, -1)
-    parameters: Parameters = {}
-    if "prompt" in settings.kind:
-        for name in ("text_encoder", "text_encoder_2"):
-            encoder = getattr(backbone.pipe, name, None)
-            if encoder is not None:
-                table = encoder.get_input_embeddings().weight
-                start = torch.randn(
-                    settings.prompt_tokens, table.shape[1], generator=generator, dtype=torch.float32
-                )
-                parameters[f"prompt.{name}"] = nn.Parameter(
-                    (start * table.float().std().cpu()).to(backbone.device)
-                )
-    if "lora" in settings.kind:
-        names = lora.target_modules(backbone.unet, settings.targets)
-        lora.new_layers(backbone.unet, LORA_NAME, dict.fromkeys(names, settings.rank))
-        lora.activate(backbone.unet, LORA_NAME, trainable=True)
-        for name, layer in lora.lora_layers(backbone.unet):
-            a, b = layer.lora_A[LORA_NAME].weight, layer.lora_B[LORA_NAME].weight
-            bound = 1 / math.sqrt(a[0].numel())
-            drawn = torch.rand(a.shape, generator=generator, dtype=torch.float32)
-            a.data.copy_((drawn * 2 - 1) * bound)
-            b.data.zero_()
-            parameters[f"lora.{name}.lora_A"], parameters[f"lora.{name}.lora_B"] = a, b
-        if backbone.dtype == torch.bfloat16 and computes_in_bf16(settings.mixed_precision, backbone.device):
-            lora.compute_in_bf16(backbone.unet, LORA_NAME)
-    return parameters
-
-
-def soft_prompt(parameters: Mapping[str, nn.Parameter]) -> Parameters:
-    """The learned tokens by text encoder; {} where only a LoRA is trained."""
-    return {n.removeprefix("prompt."): p for n, p in parameters.items() if n.startswith("prompt.")}
 
 
 @dataclass(frozen=True)
@@ -227,6 +207,7 @@ class _Run:
     settings: TrainSettings
     source: Source
     processes: Processes
+    checkpointing: bool
 
     @property
     def source_digest(self) -> str:
@@ -238,8 +219,12 @@ class _Run:
         return {
             "backbone": self.backbone.digest,
             "source": self.source_digest,
-            "settings": asdict(self.settings),
+            "settings": settings_of_result(asdict(self.settings)),
         }
+
+    def words(self) -> OwnWords:
+        """How the adapter reads, as it is now."""
+        return own_words(self.parameters, self.backbone, self.settings)
 
 
 def _optimize(
@@ -265,6 +250,8 @@ def _optimize(
         step += 1
         update_average(average, parameters, step, settings.ema_decay)
         log.append({"step": step, "loss": round(loss, 6)})
+        if step == 1 and run.checkpointing:
+            log[-1]["gradient_checkpointing"] = True
         last = step == settings.steps
         if measured and (step % settings.held_out_every == 0 or last):
             _measure(run, measured, log, average, best)
@@ -285,27 +272,13 @@ def _show(run: _Run, onlooker: Onlooker, row: Mapping[str, float], average: Mapp
     if not onlooker.wants(step, settings.steps):
         return
     with standing_in(run.parameters, average):
-        adapter = _adapter(run, lora.read_out(unet, LORA_NAME), None)
+        adapter = _adapter(run, read_out(run.parameters, run.backbone, settings), None)
     lora.activate(unet, None)
     try:
         onlooker.on_adapter(step, adapter)
     finally:
         if "lora" in settings.kind:
             lora.activate(unet, LORA_NAME, trainable=True)
-
-
-def new_optimizer(parameters: Parameters, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW, a group each for A and B of the LoRA and for the soft prompt; `rate` is its rate before the schedule.
-
-    Few groups, for on a GPU the parameters of a group are updated together, by one kernel.
-    """
-    rate = settings.learning_rate
-    # B starts at zero and decides how far the output moves, A only where to; embeddings move in larger steps.
-    rates = {".lora_A": rate, ".lora_B": settings.loraplus_lr_ratio * rate, "prompt.": 10 * rate}
-    of_part = {part: [p for n, p in parameters.items() if part in n] for part in rates}
-    groups = [{"params": own, "rate": rates[part], "lr": 0.0} for part, own in of_part.items() if own]
-    on_gpu = all(p.is_cuda for p in parameters.values())
-    return torch.optim.AdamW(groups, weight_decay=1e-2, fused=on_gpu or None)
 
 
 def _is_enough(log: list[dict[str, float]], settings: TrainSettings) -> bool:
@@ -321,8 +294,7 @@ def _measure(
 ) -> None:
     """Note the held-out loss in the log's last row; the best weights so far are copied into `best`."""
     with standing_in(run.parameters, average):
-        soft = soft_prompt(run.parameters)
-        loss = held_out_loss(soft, batches, run.data, run.backbone, run.settings)
+        loss = held_out_loss(run.words(), batches, run.data, run.backbone, run.settings)
         log[-1]["held_out"] = run.processes.of_main(loss, run.backbone.device)
         if best_so_far(log)[1] == 0:
             for name, value in best.items():
@@ -332,7 +304,7 @@ def _measure(
 def _add_gradients(run: _Run, step: int) -> float:
     """Draw one step's rows and leave their mean error's gradient in the parameters; that mean. Raises RunFailed."""
     rows = run.settings.rows
-    generator = _generator(run.settings, run.source_digest, step)
+    generator = keyed_generator(f"{run.settings.seed} {run.source_digest} {step}")
     batch = draw_batch(run.data, run.backbone, run.settings, rows, generator)
     own = batch.part(run.processes.share(rows)) if run.processes.count > 1 else batch
     loss = add_gradients(run.parameters, own, run.data, run.backbone, run.settings, step, rows)
@@ -354,10 +326,10 @@ def add_gradients(
 
     Returns the mean: over `of` rows, where the batch is some of so many. Raises RunFailed where it is not finite.
     """
-    loss, rows = 0.0, len(batch.t)
+    loss, rows, words = 0.0, len(batch.t), own_words(parameters, backbone, settings)
     for start in range(0, rows, settings.batch_size):
         part = batch.part(slice(start, start + settings.batch_size))
-        errors = weighted_errors(soft_prompt(parameters), part, data, backbone, settings)
+        errors = weighted_errors(words, part, data, backbone, settings)
         error = errors.mean() / ((of or rows) / len(errors))
         error.backward()  # type: ignore[no-untyped-call]
         loss += error.item()  # a GPU is waited for here, once its work is queued

@@ -18,22 +18,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from promptcdm.activations import Activations
 from promptcdm.backbone import Backbone
 from promptcdm.batch import draw_batch, weighted_errors
 from promptcdm.buckets import Size, share_cut
-from promptcdm.encoded_source import encode_source, held_out_items, picture_sizes
+from promptcdm.encoded_source import EncodedSource, encode_source, held_out_items, picture_sizes
 from promptcdm.errors import BadInput
 from promptcdm.held_out import TIMESTEPS
+from promptcdm.learned import Parameters, checkpointing, new_optimizer, own_words, trainable
 from promptcdm.settings import TrainSettings
 from promptcdm.source import Source
-from promptcdm.train import (
-    add_gradients,
-    check_settings,
-    memory_is_told,
-    new_optimizer,
-    soft_prompt,
-    trainable,
-)
+from promptcdm.train import add_gradients, check_settings, checkpoints, memory_is_told
 from promptcdm.train_slices import steps_of
 
 if sys.platform != "win32":
@@ -64,6 +59,9 @@ class TrainPlan:
     memory: int  # at most, of the device; 0 where this system does not say
     memory_there: int  # 0 where this system does not say
     latents: int  # main memory that all encoded pictures take
+    checkpointing: bool  # whether activations are computed again
+    activations: Activations  # that decided it; nothing where a setting did
+    captions_kept: bool  # encoded once; text encoders that learn read them at each step
 
     def text(self) -> str:
         """For people, several lines."""
@@ -76,16 +74,24 @@ class TrainPlan:
             f"learns: {self.parameters} numbers, {_bytes(4 * self.parameters)}",
             f"work:   {self.tflop:.3g} TFLOP",
             f"memory: {self._memory()}; {_bytes(self.latents)} of latents in main memory",
+            f"keeps:  {self._kept()}",
             f"time:   about {duration(self.seconds)}, {self.step_seconds:.3g} s a step",
         ]
         return "\n".join(lines)
+
+    def _kept(self) -> str:
+        found = self.activations
+        why = f" ({_bytes(found.needed)} of {_bytes(found.free)} free)" if found.free else ""
+        activations = "activations are computed again" if self.checkpointing else "activations"
+        captions = "encoded captions" if self.captions_kept else "captions are encoded anew at each step"
+        return f"{activations}{why}; {captions}"
 
     def _memory(self) -> str:
         if not self.memory:
             return f"not known on {self.device}"
         there = f" of {_bytes(self.memory_there)}" if self.memory_there else ""
         close = self.memory_there and self.memory > _NEARLY_ALL * self.memory_there
-        advice = ", which is nearly all: consider gradient_checkpointing" if close else ""
+        advice = ", which is nearly all: consider gradient_checkpointing=on" if close else ""
         return f"{_bytes(self.memory)}{there} on {self.device}{advice}"
 
 
@@ -128,6 +134,9 @@ def plan_training(source: Source, backbone: Backbone, settings: TrainSettings = 
         memory=probe.memory,
         memory_there=_memory_there(backbone.device),
         latents=len(items) * views * probe.view_bytes,
+        checkpointing=probe.checkpointing,
+        activations=probe.activations,
+        captions_kept=not (settings.train_text_encoder or "prompt" in settings.kind),
     )
 
 
@@ -143,6 +152,8 @@ class _Probe:
     step_seconds: float
     parameters: int
     memory: int
+    checkpointing: bool
+    activations: Activations
 
 
 def _probe(source: Source, backbone: Backbone, settings: TrainSettings, rows: Sequence[int]) -> _Probe:
@@ -161,21 +172,13 @@ def _probe(source: Source, backbone: Backbone, settings: TrainSettings, rows: Se
     one = draw_batch(data, backbone, settings, 1, generator)
     single = replace(settings, batch_size=1)
     with trainable(backbone, settings, digest) as parameters:
-        with _counting() as forward, torch.no_grad():
-            weighted_errors(soft_prompt(parameters), one, data, backbone, single)
-        with _counting() as row:
-            add_gradients(parameters, one, data, backbone, single, 0)
-        optimizer = new_optimizer(parameters, settings)
-        seconds: list[float] = []
-        while not seconds or (len(seconds) < 2 and seconds[0] < _PATIENCE):
-            start = time.perf_counter()
-            batch = draw_batch(data, backbone, settings, settings.rows, generator)
-            add_gradients(parameters, batch, data, backbone, settings, 0)
-            optimizer.step()
-            optimizer.zero_grad()
-            if cuda:
-                torch.cuda.synchronize(backbone.device)
-            seconds.append(time.perf_counter() - start)
+        again, activations = checkpoints(parameters, data, backbone, settings)
+        with checkpointing(backbone, again):
+            with _counting() as forward, torch.no_grad():
+                weighted_errors(own_words(parameters, backbone, settings), one, data, backbone, single)
+            with _counting() as row:
+                add_gradients(parameters, one, data, backbone, single, 0)
+            seconds = _steps(parameters, data, backbone, settings, generator)
         return _Probe(
             view_seconds=encoded / views,
             view_flop=encoding.get_total_flops() / views,
@@ -185,7 +188,31 @@ def _probe(source: Source, backbone: Backbone, settings: TrainSettings, rows: Se
             step_seconds=min(seconds),
             parameters=sum(p.numel() for p in parameters.values()),
             memory=torch.cuda.max_memory_allocated(backbone.device) if cuda else _peak(),
+            checkpointing=again,
+            activations=activations,
         )
+
+
+def _steps(
+    parameters: Parameters,
+    data: EncodedSource,
+    backbone: Backbone,
+    settings: TrainSettings,
+    generator: torch.Generator,
+) -> list[float]:
+    """Seconds of two real steps; of one where it takes long."""
+    optimizer = new_optimizer(parameters, settings)
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < 2 and seconds[0] < _PATIENCE):
+        start = time.perf_counter()
+        batch = draw_batch(data, backbone, settings, settings.rows, generator)
+        add_gradients(parameters, batch, data, backbone, settings, 0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if backbone.device.type == "cuda":
+            torch.cuda.synchronize(backbone.device)
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 @contextmanager

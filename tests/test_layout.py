@@ -118,7 +118,7 @@ LAYERS = [
     {"source_view", "picture_view", "run_comparison", "clipscore", "encoding_cache"},
     {"route", "source_text", "evaluation_report", "encoded_source"},
     {"terms", "batch", "onlooker"},
-    {"held_out"},
+    {"held_out", "learned", "activations"},
     {"composed_unet", "train", "forget", "export", "reference"},
     {"train_slices", "fixed_noise"},
     {"retrain", "source_errors"},

@@ -29,7 +29,7 @@ FAST = TrainSettings(steps=4, batch_size=2, rank=2, mixed_precision="no", learni
 def test_samples_are_of_the_adapter_as_it_is_and_change_nothing(
     birds: Source, backbone: Backbone, tmp_path: Path, kind: str
 ) -> None:
-    settings = replace(FAST, kind=kind, ema_decay=0.9, gradient_checkpointing=True)
+    settings = replace(FAST, kind=kind, ema_decay=0.9, gradient_checkpointing="on")
     plain = train_adapter(birds, backbone, settings)
     run = RunSettings(sample_every=3, sample_prompts="a red bird| a bird ", samples=str(tmp_path / "samples"))
     with looking_on(birds, backbone, settings, run) as onlooker:

@@ -64,7 +64,7 @@ def test_work_is_between_two_and_three_forwards_of_the_layers(birds: Source, bac
     row = (plan.tflop - encoding) * 1e12 / 403
     assert 2 * products < row < 3.2 * products
     again = plan_training(
-        birds, backbone, replace(FAST, steps=101, batch_size=4, gradient_checkpointing=True)
+        birds, backbone, replace(FAST, steps=101, batch_size=4, gradient_checkpointing="on")
     )
     assert again.tflop > 1.2 * plan.tflop, "a forward more"
     measured = plan_training(
@@ -90,7 +90,7 @@ def test_nothing_is_left_in_the_backbone_or_on_the_disk_and_the_adapter_is_the_s
 ) -> None:
     wanted = train_adapter(birds, backbone, FAST).sha256
     before = sorted(tmp_path.rglob("*")), {k: t.clone() for k, t in backbone.unet.state_dict().items()}
-    plan_training(birds, backbone, replace(FAST, gradient_checkpointing=True, kind="lora+prompt"))
+    plan_training(birds, backbone, replace(FAST, gradient_checkpointing="on", kind="lora+prompt"))
     assert sorted(tmp_path.rglob("*")) == before[0]
     after = backbone.unet.state_dict()
     assert after.keys() == before[1].keys() and all(torch.equal(after[k], t) for k, t in before[1].items())

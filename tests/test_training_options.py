@@ -13,16 +13,17 @@ import torch
 from PIL import Image
 
 from promptcdm.backbone import Backbone
-from promptcdm.batch import draw_batch, weighted_errors
+from promptcdm.batch import PLAIN, draw_batch, weighted_errors
 from promptcdm.buckets import Size
 from promptcdm.encoded_source import _parts, encode_source, held_out_items, picture_sizes
 from promptcdm.errors import BadInput, RunFailed
 from promptcdm.held_out import TIMESTEPS, best_so_far, held_out_batches, held_out_loss
+from promptcdm.learned import checkpointing, own_words, trainable
 from promptcdm.lora import ATTENTION
 from promptcdm.settings import TrainSettings, same_settings
 from promptcdm.source import Source
 from promptcdm.statistics import latent_covariance, on_grid
-from promptcdm.train import add_gradients, soft_prompt, train_adapter, trainable
+from promptcdm.train import add_gradients, train_adapter
 
 FAST = TrainSettings(steps=8, batch_size=4, rank=2, checkpoint_every=2, mixed_precision="no")
 Draw = Callable[..., Path]
@@ -32,7 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "linear": {"lr_scheduler": "linear", "lr_warmup": 0.5},
     "constant": {"lr_scheduler": "constant", "lr_warmup": 0.0},
     "accumulation": {"gradient_accumulation": 2},
-    "checkpointing": {"gradient_checkpointing": True},
+    "checkpointing": {"gradient_checkpointing": "on"},
     "average": {"ema_decay": 0.9},
     "noise offset": {"noise_offset": 0.1},
     "held out": {"held_out": 0.4, "held_out_every": 2},
@@ -42,7 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "buckets": True,
         "flip": True,
         "gradient_accumulation": 2,
-        "gradient_checkpointing": True,
+        "gradient_checkpointing": "on",
         "ema_decay": 0.9,
         "noise_offset": 0.1,
         "held_out": 0.4,
@@ -236,13 +237,12 @@ def test_checkpointing_runs_the_blocks_again_in_the_backward(birds: Source, back
     data = encode_source(birds, backbone, FAST, "")
     batch = draw_batch(data, backbone, FAST, 4, generator())
     calls = []
-    hook = backbone.unet.mid_block.resnets[0].register_forward_hook(lambda *_: calls.append(1))
+    hook = backbone.unet.mid_block.resnets[1].register_forward_pre_hook(lambda *_: calls.append(1))
     for again in (False, True):
-        settings = replace(FAST, gradient_checkpointing=again)
-        with trainable(backbone, settings, "digest") as parameters:
-            add_gradients(parameters, batch, data, backbone, settings, 0)
+        with trainable(backbone, FAST, "digest") as parameters, checkpointing(backbone, again):
+            add_gradients(parameters, batch, data, backbone, FAST, 0)
     hook.remove()
-    assert len(calls) >= 2
+    assert len(calls) == 3
     assert not backbone.unet.is_gradient_checkpointing
 
 
@@ -312,15 +312,15 @@ def test_the_held_out_loss_is_the_same_each_time_and_of_every_picture_at_every_t
     assert len(set(rows)) == len(rows) == 3 * TIMESTEPS
     assert {t for _, t in rows} == {125, 375, 625, 875}
     torch.manual_seed(1)
-    first = held_out_loss({}, batches, data, backbone, settings)
+    first = held_out_loss(PLAIN, batches, data, backbone, settings)
     torch.manual_seed(2)
     assert (
-        held_out_loss({}, held_out_batches(data, backbone, settings, "digest"), data, backbone, settings)
+        held_out_loss(PLAIN, held_out_batches(data, backbone, settings, "digest"), data, backbone, settings)
         == first
     )
     single = replace(settings, batch_size=1)
     errors = [
-        float(weighted_errors({}, batch, data, backbone, single))
+        float(weighted_errors(PLAIN, batch, data, backbone, single))
         for batch in held_out_batches(data, backbone, single, "digest")
     ]
     assert sum(errors) / len(errors) == pytest.approx(first, abs=2e-6)
@@ -365,7 +365,7 @@ def test_an_early_stop_keeps_the_weights_of_the_lowest_held_out_loss(
         for name, parameter in parameters.items():
             module, _, part = name.removeprefix("lora.").rpartition(".")
             parameter.data.copy_(stopped.lora[f"unet.{module}.{part}.weight"])
-        again = held_out_loss(soft_prompt(parameters), batches, data, backbone, settings)
+        again = held_out_loss(own_words(parameters, backbone, settings), batches, data, backbone, settings)
     assert again == pytest.approx(log[best - 1]["held_out"], abs=2e-6)
     assert again == pytest.approx(min(row["held_out"] for row in log), abs=2e-6)
 
@@ -422,21 +422,20 @@ def test_too_little_memory_is_told_in_one_line_and_leaves_the_backbone_clean(
 
     hook = backbone.unet.register_forward_pre_hook(full)
     with pytest.raises(RunFailed, match=r"memory of cpu is too small.*smaller batch_size"):
-        train_adapter(birds, backbone, replace(FAST, gradient_checkpointing=True))
+        train_adapter(birds, backbone, replace(FAST, gradient_checkpointing="on"))
     hook.remove()
     assert not backbone.unet.is_gradient_checkpointing
     assert not any(".lora_" in name for name, _ in backbone.unet.named_parameters())
     assert any(name.endswith(ATTENTION) for name, _ in backbone.unet.named_modules())
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_unet_of_bf16_trains_fp32_adapters_in_bf16(
-    birds: Source, tiny_sd1: Path, checkpointing: bool
-) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_a_unet_of_bf16_trains_fp32_adapters_in_bf16(birds: Source, tiny_sd1: Path, again: bool) -> None:
     exact = train_adapter(birds, Backbone.load(tiny_sd1, device="cpu"), FAST)
     backbone = Backbone.load(tiny_sd1, device="cpu", dtype="bfloat16")
-    half = replace(FAST, mixed_precision="bf16", gradient_checkpointing=checkpointing)
-    with trainable(backbone, half, birds.manifest().merkle_root) as parameters:
+    half = replace(FAST, mixed_precision="bf16", gradient_checkpointing="on" if again else "off")
+    digest = birds.manifest().merkle_root
+    with trainable(backbone, half, digest) as parameters, checkpointing(backbone, again):
         data = encode_source(birds, backbone, half, "")
         batch = draw_batch(data, backbone, half, 4, torch.Generator().manual_seed(0))
         kept: list[torch.dtype] = []
@@ -446,9 +445,9 @@ def test_a_unet_of_bf16_trains_fp32_adapters_in_bf16(
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            weighted_errors({}, batch, data, backbone, half).mean().backward()  # type: ignore[no-untyped-call]
+            weighted_errors(PLAIN, batch, data, backbone, half).mean().backward()  # type: ignore[no-untyped-call]
         large = sum(dtype == torch.bfloat16 for dtype in kept)
-        assert large > (0 if checkpointing else len(kept) // 2)
+        assert large > (0 if again else len(kept) // 2)
         assert all(
             p.dtype == p.grad.dtype == torch.float32 for p in parameters.values() if p.grad is not None
         )

@@ -56,15 +56,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from promptcdm.backbone import Backbone
 from promptcdm.batch import Batch, draw_batch
 from promptcdm.encoded_source import EncodedSource, encode_captions, encode_source
+from promptcdm.learned import new_optimizer, trainable
 from promptcdm.settings import TrainSettings
 from promptcdm.shipped import shipped
 from promptcdm.source import Source
-from promptcdm.train import add_gradients, new_optimizer, train_adapter, trainable
+from promptcdm.train import add_gradients, train_adapter
 
 WAYS = ("theirs", "nothing", "latents", "kept")
 ON_GPU: dict[str, dict[str, Any]] = {
     "exact": {"deterministic": True},
-    "checkpoint": {"gradient_checkpointing": True},
+    "checkpoint": {"gradient_checkpointing": "on"},
 }
 RANK = 4  # the script's default
 

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from promptcdm import lora
 from promptcdm.backbone import Backbone
-from promptcdm.batch import Batch, weighted_errors
+from promptcdm.batch import PLAIN, Batch, weighted_errors
 from promptcdm.encoded_source import EncodedSource, encode_source, held_out_items
 from promptcdm.held_out import TIMESTEPS, held_out_batches
 from promptcdm.import_adapter import import_adapter
@@ -71,7 +71,7 @@ def errors(
         lora.insert(backbone.unet, "measured", tensors)
     try:
         with backbone.lock, lora.running(backbone.unet, "measured" if tensors else None):
-            rows = [weighted_errors({}, batch, data, backbone, settings) for batch in batches]
+            rows = [weighted_errors(PLAIN, batch, data, backbone, settings) for batch in batches]
     finally:
         if tensors:
             lora.remove(backbone.unet, "measured")

@@ -29,13 +29,14 @@ from promptcdm.composed_unet import ComposedUNet
 from promptcdm.encoded_source import encode_source
 from promptcdm.fixed_noise import denoising_errors
 from promptcdm.keyed_random import keyed_generator
+from promptcdm.learned import LORA_NAME, new_optimizer, trainable
 from promptcdm.learning_rate import rate_share
 from promptcdm.membership import Probe, drawn, probe_of
 from promptcdm.settings import RouterName
 from promptcdm.source import Source
 from promptcdm.source_errors import timesteps_of
 from promptcdm.tensorfile import read_tensors, write_json, write_tensors
-from promptcdm.train import LORA_NAME, add_gradients, new_optimizer, trainable
+from promptcdm.train import add_gradients
 from promptcdm.weight_average import put
 
 Learned = dict[str, Tensor]  # the parameters of the monolith so far, by name
