@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from promptcdm.adapter_record import OF_ALL_SLICES, parse_record, validated
 from promptcdm.adapter_record import AdapterRecord as AdapterRecord
 from promptcdm.adapter_record import BackboneRecord as BackboneRecord
-from promptcdm.adapter_record import parse_record, validated
 from promptcdm.errors import AdapterMismatch, BadInput
 from promptcdm.lora_format import lora_modules, to_kohya
 from promptcdm.manifest import Manifest, merkle_root
@@ -52,11 +52,6 @@ MANIFEST = "manifest.json"
 TRAIN_LOG = "train_log.jsonl"
 CARD = "README.md"
 _SLICE = re.compile(r"slice-(0|[1-9][0-9]{0,5})")
-# What the records of all slices of a source must say alike.
-_OF_ALL_SLICES = (
-    *("source", "kind", "unconditional", "trigger", "backbone", "settings"),
-    *("license", "author", "origin", "attribution"),
-)
 
 # Where two text encoders have embeddings, other tools know them by these keys.
 _ENCODER_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
@@ -135,9 +130,9 @@ def joined(slices: Sequence[Adapter], k: int) -> Adapter:
     numbers = [slice_number_of(part, k, where) for part in slices]
     if not numbers or numbers != sorted(set(numbers)) or len({item.file for item in items}) < len(items):
         raise AdapterMismatch(f"{where}: a slice is missing, or there twice; train it again")
-    shared = {key: getattr(records[0], key) for key in _OF_ALL_SLICES}
-    for key, value in shared.items():
-        if any(getattr(record, key) != value for record in records):
+    shared = {key: getattr(records[0], key) for key in OF_ALL_SLICES}
+    for key in OF_ALL_SLICES:
+        if any(record.said(key) != records[0].said(key) for record in records):
             raise AdapterMismatch(f"{where}: they disagree about {key}; one was changed")
     versions = {name: {r.versions.get(name, "unknown") for r in records} for name in records[0].versions}
     facts = {key: shared[key] for key in ("source", "license", "author", "origin", "attribution")}

@@ -7,9 +7,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from promptcdm.errors import AdapterMismatch
-from promptcdm.settings import Kind, Unconditional
+from promptcdm.settings import Kind, Unconditional, settings_of_result
 
 FORMAT = 1
+# What the records of all slices of a source must say alike.
+OF_ALL_SLICES = (
+    *("source", "kind", "unconditional", "trigger", "backbone", "settings"),
+    *("license", "author", "origin", "attribution"),
+)
 # One line, so that tables, cards and logs made from a record cannot be forged by one.
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
 
@@ -54,6 +59,10 @@ class AdapterRecord(BaseModel):
         """In how many slices the source was trained (slices.py); 1 is one whole."""
         k = self.settings.get("slices", 1)
         return k if isinstance(k, int) else 1
+
+    def said(self, key: str) -> Any:
+        """What it says under a key, to compare: a setting that it does not know of yet had its default."""
+        return settings_of_result(self.settings) if key == "settings" else getattr(self, key)
 
 
 def parse_record(value: Any, where: str) -> AdapterRecord:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from promptcdm.errors import BadInput
 from promptcdm.flags import Store
-from promptcdm.settings import ExportFormat
 
 
 def export(
@@ -22,10 +20,6 @@ def export(
 
     The store notes where, so that the receipt of forgetting can name the copy, which it cannot reach.
     """
-    accepted = get_args(ExportFormat)
-    if format not in accepted:
-        raise BadInput(f"--format is {format!r}; it takes {', '.join(accepted)}")
-
     from promptcdm.export import export_adapter
     from promptcdm.store import AdapterStore
 

@@ -30,8 +30,9 @@ PREFIX = "unet."
 making_modules = threading.RLock()
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 WIDE = (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
-# Not conv_in and conv_out: older versions of diffusers do not load a LoRA of theirs.
-CONV = (*WIDE, "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
+# Of the resnets alone: older versions of diffusers do not load a LoRA of conv_in and conv_out, and A1111 counts SDXL's
+# first upsampler where there is none.
+CONV = (*WIDE, "conv1", "conv2", "conv_shortcut")
 _SUFFIXES = {"attention": ATTENTION, "wide": WIDE, "conv": CONV}
 
 

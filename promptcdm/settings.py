@@ -54,7 +54,7 @@ class TrainSettings:
     )
     targets: Targets = _setting(
         "attention",
-        "attention (to_q, to_k, to_v, to_out.0), wide (feed-forward and proj too) or conv (convolutions too)",
+        "attention (to_q, to_k, to_v, to_out.0), wide (feed-forward and proj too) or conv (the resnets' too)",
     )
     train_text_encoder: bool = _setting(
         False, "a LoRA of the text encoders too: their attention, with wide and conv also feed-forward"

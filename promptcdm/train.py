@@ -150,7 +150,7 @@ def check_settings(settings: TrainSettings) -> None:
     for name, accepted in names.items():
         if getattr(settings, name) not in accepted:
             raise BadInput(f"{name} {getattr(settings, name)!r} is unknown; accepted: {', '.join(accepted)}")
-    if not settings.alpha >= 0:
+    if not 0 <= settings.alpha < math.inf:
         raise BadInput(f"alpha is {settings.alpha}; it takes a number above 0, or 0 for the rank")
     if settings.train_text_encoder and "lora" not in settings.kind:
         raise BadInput(

@@ -61,6 +61,7 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
         "learns",
         "work",
         "memory",
+        "keeps",
         "time",
         "nothing was written",
     ]

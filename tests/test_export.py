@@ -130,7 +130,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     store.add(made_adapter("birds"))
     words = ["export", "birds", "--store", str(store.root), "--out", str(tmp_path / "copy")]
     assert _run([*words, "--format", "ckpt"]) == 2
-    assert "--format is 'ckpt'; it takes kohya, diffusers, peft" in capsys.readouterr().err
+    assert "format 'ckpt' is unknown; accepted: kohya, diffusers, peft" in capsys.readouterr().err
     assert _run([*words, "--format", "kohya"]) == 0
     assert str(tmp_path / "copy" / "birds.safetensors") in capsys.readouterr().out
     load_adapter(store.root / "birds")

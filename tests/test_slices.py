@@ -249,6 +249,17 @@ def test_one_picture_more_or_less_touches_one_slice(
     assert again == []
 
 
+def test_slices_of_before_a_setting_existed_stand_beside_new_ones(whole: Path) -> None:
+    """Their records do not have it, or say it as it was then; it had its default."""
+    settings = read_json(whole / "slice-0" / "adapter.json")["settings"]
+    _rewrite(whole / "slice-0", settings=settings | {"alpha": 0.0, "gradient_checkpointing": "on"})
+    _rewrite(whole, settings=load_adapter(whole / "slice-0").record.settings | {"slices": 3})
+    assert load_adapter(whole).record.slices == 3
+    _rewrite(whole / "slice-0", settings=settings | {"alpha": 4.0})
+    with pytest.raises(AdapterMismatch, match="disagree about settings"):
+        load_adapter(whole)
+
+
 def test_an_interrupted_training_of_slices_goes_on(birds: Source, backbone: Backbone, tmp_path: Path) -> None:
     wanted = train_source(birds, backbone, FAST).sha256
 

@@ -34,12 +34,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "constant": {"lr_scheduler": "constant", "lr_warmup": 0.0},
     "accumulation": {"gradient_accumulation": 2},
     "checkpointing": {"gradient_checkpointing": "on"},
+    "checkpointing auto": {"gradient_checkpointing": "auto"},
+    "alpha": {"alpha": 1.0},
+    "convolutions": {"targets": "conv"},
+    "text encoder": {"train_text_encoder": True, "unconditional": "adapter", "caption_dropout": 0.5},
     "average": {"ema_decay": 0.9},
     "noise offset": {"noise_offset": 0.1},
     "held out": {"held_out": 0.4, "held_out_every": 2},
     "early stop": {"held_out": 0.4, "held_out_every": 1, "patience": 2, "lr_scheduler": "constant"},
     "all at once": {
         "kind": "lora+prompt",
+        "alpha": 3.0,
+        "targets": "conv",
+        "train_text_encoder": True,
         "buckets": True,
         "flip": True,
         "gradient_accumulation": 2,
@@ -52,7 +59,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 # These do not change what is computed from one size of picture.
-SAME_RESULT = {"buckets", "checkpointing", "held out"}
+SAME_RESULT = {"buckets", "checkpointing", "checkpointing auto", "held out"}
 each_option = pytest.mark.parametrize("option", list(OPTIONS))
 
 
@@ -389,6 +396,13 @@ def test_loraplus_gives_b_a_rate_of_its_own(birds: Source, backbone: Backbone) -
     ("changes", "message"),
     [
         ({"gradient_accumulation": 0}, "gradient_accumulation is 0; it takes 1 or more"),
+        ({"alpha": -1.0}, "alpha is -1.0; it takes a number above 0, or 0 for the rank"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        (
+            {"gradient_checkpointing": "yes"},
+            "gradient_checkpointing 'yes' is unknown; accepted: auto, on, off",
+        ),
+        ({"kind": "prompt", "train_text_encoder": True}, "train_text_encoder is a LoRA, and kind is prompt"),
         ({"held_out_every": 0}, "held_out_every is 0"),
         ({"lr_scheduler": "step"}, "lr_scheduler 'step' is unknown; accepted: cosine, linear, constant"),
         ({"mixed_precision": "fp16"}, "mixed_precision 'fp16' is unknown; accepted: auto, bf16, no"),
@@ -412,6 +426,7 @@ def test_a_record_without_later_settings_is_of_their_defaults() -> None:
     assert same_settings({"steps": 3, "seed": 1}, TrainSettings(steps=3, seed=1))
     assert not same_settings({"steps": 3}, TrainSettings(steps=3, ema_decay=0.9))
     assert not same_settings({"steps": 3, "unknown": 1}, TrainSettings(steps=3))
+    assert same_settings({"steps": 3, "gradient_checkpointing": False}, TrainSettings(steps=3))
 
 
 def test_too_little_memory_is_told_in_one_line_and_leaves_the_backbone_clean(
