@@ -162,10 +162,12 @@ def _train_all(folder: Path, task: _Task) -> None:
     source_folders(folder)  # refuses a folder without any before a backbone is loaded
     settings = task.settings
     backbone = load_backbone(task.which, settings.mixed_precision)
+    held: dict[str, str] = {}  # pixels -> the picture of an earlier source of this run
 
     def on_open(source: Source) -> None:
         task.refuse_large_pictures(source)
         _say_notes(source, settings, backbone.pipe.tokenizer)
+        _say_shared(source, held)
 
     try:
         outcomes = train_all(
@@ -254,6 +256,20 @@ def _say_notes(source: Source, settings: TrainSettings, tokenizer: Any) -> None:
             f"warning: --held-out {settings.held_out} of {len(source)} pictures of {source.name} is none",
             err=True,
         )
+
+
+def _say_shared(source: Source, held: dict[str, str]) -> None:
+    """Pictures that an earlier source has too, and then those of this one into `held`."""
+    own = {item.pixels_sha256: f"{source.name}/{item.file}" for item in source.items}
+    shared = [(place, held[pixels]) for pixels, place in own.items() if pixels in held]
+    if shared:
+        one, other = shared[0]
+        typer.echo(
+            f"warning: {len(shared)} of {len(source)} pictures of {source.name} are another source's too, first {one}, "
+            f"the same pixels as {other}: forgetting one leaves them in the other; promptcdm preflight lists all",
+            err=True,
+        )
+    held.update({pixels: place for pixels, place in own.items() if pixels not in held})
 
 
 def _say_early_stop(adapter: Adapter, settings: TrainSettings) -> None:

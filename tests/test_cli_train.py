@@ -48,6 +48,20 @@ def test_a_caption_that_is_cut_is_shown_with_the_text_that_is_lost(
     assert "30 tokens, 22 are read" in many[2]
 
 
+def test_a_picture_of_two_sources_is_told_where_both_are_trained(
+    run: Run, birds: Path, tiny_sd1: Path, toy_source: ToySource
+) -> None:
+    toy_source(birds.parent, "cars", "blue")
+    toy_source(birds.parent, "copies", "red")
+    code, _, err = run("--all", birds.parent, "--backbone", tiny_sd1, "--steps", 1, *FAST)
+    assert code == 0, err
+    (warning,) = (line for line in err.splitlines() if line.startswith("warning"))
+    assert warning.startswith(
+        "warning: 6 of 6 pictures of copies are another source's too, first copies/large-"
+    )
+    assert "the same pixels as birds/large-" in warning
+
+
 def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
     run: Run, birds: Path, tmp_path: Path, tiny_sd1: Path, toy_source: ToySource
 ) -> None:
