@@ -60,7 +60,7 @@ def _kept(
     def keep(tensor: Tensor) -> Tensor:
         if _place(tensor) not in frozen:
             kept[_place(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would hold the graph that holds it, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         errors = weighted_errors(words, batch, data, backbone, settings)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from promptcdm.versions import Version, digits_of, is_digest, next_version, sour
 LOCK = "store.lock"
 FORGOTTEN = "forgotten.jsonl"
 EXPORTS = "exports.jsonl"
-_READ_ATTEMPTS = 5
+READ_SECONDS = 10.0  # for which a reader whom writers outrun tries again
 _UNFINISHED = ".partial"
 # Of what is hidden. What is old or dropped comes back where no successor took its place; after that an old one is kept
 # as a version and a dropped one is deleted. A file `forgotten` says that all of its source goes: what was begun is
@@ -86,14 +87,18 @@ class AdapterStore:
         return read_record(self._folder(name))
 
     def load(self, name: str) -> Adapter:
-        """Read and verify `NAME` or `NAME@DIGEST`. Raises as `record`, AdapterMismatch where it is not sound."""
-        for _ in range(_READ_ATTEMPTS):
+        """Read and verify `NAME` or `NAME@DIGEST`.
+
+        Raises as `record`, AdapterMismatch where it is not sound, RunFailed where it is replaced faster than read.
+        """
+        deadline = time.monotonic() + READ_SECONDS
+        while time.monotonic() < deadline:
             folder = self._folder(name)
             before = _identity(folder)
             try:
                 adapter = load_adapter(folder)
             except AdapterMismatch:
-                if _identity(folder) == before:
+                if before is not None and _identity(folder) == before:
                     raise
                 continue  # replaced or removed while it was read
             if adapter.source != source_of(name):
@@ -106,7 +111,7 @@ class AdapterStore:
                 )
             return adapter
         raise RunFailed(
-            f"{self.root / name} was replaced {_READ_ATTEMPTS} times while it was read; try again"
+            f"{self.root / name} was replaced again and again for {READ_SECONDS:.0f} s while it was read; try again"
         )
 
     def add(self, adapter: Adapter, replace: bool = False) -> None:

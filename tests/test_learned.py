@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from made_adapter import random_lora
 from other_tools import a1111, comfyui
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
+from torch import Tensor, nn
 
 from promptcdm import activations
 from promptcdm.activations import Activations, measure_activations
@@ -364,6 +365,20 @@ def test_a_probe_of_two_rows_foretells_what_a_batch_keeps(birds: Source, backbon
         counted = activations._kept(words, data, backbone, settings, 6)
     assert told == pytest.approx(counted, rel=0.02)
     assert told > 1e5
+
+
+def test_a_probe_leaves_nothing_in_memory(birds: Source, backbone: Backbone) -> None:
+    data = encode_source(birds, backbone, FAST, "")
+
+    def held() -> int:
+        gc.collect()
+        return sum(type(found) in (torch.Tensor, nn.Parameter) for found in gc.get_objects())
+
+    with trainable(backbone, FAST, "digest") as parameters:
+        words = own_words(parameters, backbone, FAST)
+        before = held()
+        assert measure_activations(words, data, backbone, FAST).needed > 1e5
+        assert held() == before
 
 
 def test_little_memory_turns_checkpointing_on_and_changes_no_byte(

@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from made_adapter import made_adapter
 
 from promptcdm import store_lock
-from promptcdm.adapter import save_adapter
+from promptcdm.adapter import Adapter, load_adapter, save_adapter
 from promptcdm.errors import AdapterMismatch, BadInput, RunFailed, UnknownSource
 from promptcdm.store import AdapterStore
 from promptcdm.tensorfile import read_json, write_json
@@ -220,6 +221,28 @@ def test_readers_see_one_adapter_or_the_other_while_it_is_replaced(store: Adapte
     assert errors == []
     assert seen
     assert set(seen) <= allowed
+
+
+def test_a_reader_whom_writers_outrun_tries_again_and_at_last_says_so(
+    store: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(made_adapter(seed=1))
+    attempts: list[Path] = []
+
+    def outrun(folder: Path, until: int) -> Adapter:
+        attempts.append(folder)
+        if len(attempts) > until:
+            return load_adapter(folder)
+        store.add(made_adapter(seed=1 + len(attempts) % 2), replace=True)
+        raise AdapterMismatch("half of each")
+
+    monkeypatch.setattr("promptcdm.store.load_adapter", partial(outrun, until=7))
+    assert store.load("birds").sha256 == made_adapter(seed=2).sha256
+    assert len(attempts) == 8
+    monkeypatch.setattr("promptcdm.store.load_adapter", partial(outrun, until=10**9))
+    monkeypatch.setattr("promptcdm.store.READ_SECONDS", 0.2)
+    with pytest.raises(RunFailed, match="was replaced again and again"):
+        store.load("birds")
 
 
 def test_writers_wait_for_each_other(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
