@@ -6,11 +6,14 @@ CLIP vocabulary. Their pictures are noise; what is tested with them is the mecha
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -63,6 +66,24 @@ def _no_network() -> Iterator[None]:
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a write be done before it is on the disk."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def import_script(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], ModuleType]:
+    """Return a function that imports the module of this name from a folder of scripts.
+
+    Several folders have a train.py: what an earlier test imported from another one is put aside.
+    """
+
+    def imported(folder: Path, name: str) -> ModuleType:
+        monkeypatch.syspath_prepend(str(folder))
+        for path in folder.glob("*.py"):
+            there = sys.modules.get(path.stem)
+            if there is not None and Path(there.__file__ or "") != path:
+                monkeypatch.delitem(sys.modules, path.stem)
+        return importlib.import_module(name)
+
+    return imported
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -44,10 +44,9 @@ FAST = TrainSettings(steps=4, held_out=0.4, mixed_precision="no")
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+def bench(import_script: Callable[[Path, str], ModuleType]) -> Callable[[str], ModuleType]:
     """Return a function that imports a script of eval/bench."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module
+    return partial(import_script, BENCH)
 
 
 @pytest.fixture

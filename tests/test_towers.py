@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,9 @@ MOST_BYTES = 2_000_000
 
 
 @pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+def scripts(import_script: Callable[[Path, str], ModuleType]) -> tuple[Any, Any]:
     """The modules `train` and `shapes` of the example."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("train", "shapes"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return importlib.import_module("train"), importlib.import_module("shapes")
+    return import_script(FOLDER, "train"), import_script(FOLDER, "shapes")
 
 
 def collection(folder: Path, concepts: list[str], colour: str) -> Path:
