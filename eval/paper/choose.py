@@ -1,7 +1,9 @@
 """What is chosen on validation prompts, with equally many trials for every kind of system, and then kept.
 
 Every kind (composed, monolith, backbone) is tried with the same guidance scales. The primary composed system and the
-primary monolith are those with the highest TIFA by the first judge; their scale is their kind's.
+primary monolith are those with the highest TIFA by the first judge; their scale is their kind's. What draws prompts
+that join two ideas is chosen apart, on the joined validation prompts alone: the primary system, or the same adapters
+by region.
 
     raw/choice.json    every trial with its TIFA, what was chosen, and the best single source
 """
@@ -9,7 +11,8 @@ primary monolith are those with the highest TIFA by the first judge; their scale
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +25,8 @@ from paper.tifa_scores import judge_drawings
 from promptcdm.tensorfile import write_json
 
 CANDIDATES = {"composed": COMPOSED, "monolith": MONOLITHS, "backbone": ("backbone",)}
+# For joined prompts, beside the primary system of the kind.
+JOINED = {"composed": ("regional", "phrases", "phrases, layout"), "monolith": ("monolith phrases",)}
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Choice:
     monolith: str
     guidance: dict[str, float]  # by kind
     best: str  # source
+    joined: dict[str, str]  # what draws joined prompts, by kind
 
     def drawing(self, system: System, seed: int = 0, without: str = "") -> Drawing:
         """A system with its kind's guidance."""
@@ -49,30 +55,49 @@ def choose(stage: Stage, ruler: Sequence[dict[str, str]]) -> Choice:
         if name in there
         for scale in stage.plan.guidance
     ]
-    draw(stage, trials, prompts)
-    tifa = [_tifa(stage, trial, prompts, judge) for trial in trials]
-    first = {
-        kind: max(
-            (pair for pair in zip(tifa, trials, strict=True) if pair[1].system.kind == kind), key=_score
-        )[1]
-        for kind in CANDIDATES
+    tried = _tried(stage, trials, prompts, judge)
+    first = {kind: max((t for t in tried if t[1].system.kind == kind), key=_score)[1] for kind in CANDIDATES}
+    both = [prompt for prompt in prompts if prompt.stratum == "joined"]
+    by_region = {
+        kind: [first[kind], *(replace(first[kind], system=there[name]) for name in names if name in there)]
+        for kind, names in JOINED.items()
     }
+    more = {kind: _tried(stage, own, both, judge) for kind, own in by_region.items()}
     choice = Choice(
         first["composed"].system.name,
         first["monolith"].system.name,
         {kind: drawing.guidance for kind, drawing in first.items()},
         best,
+        {kind: max(own, key=_score)[1].system.name for kind, own in more.items()},
     )
-    told = [
-        {"system": t.system.name, "kind": t.system.kind, "guidance": t.guidance, "tifa": score}
-        for score, t in zip(tifa, trials, strict=True)
-    ]
     stage.raw.mkdir(parents=True, exist_ok=True)
     write_json(
         stage.raw / "choice.json",
-        {**asdict(choice), "judge": judge, "prompts": len(prompts), "trials": told},
+        {
+            **asdict(choice),
+            "judge": judge,
+            "prompts": len(prompts),
+            "trials": _told(tried),
+            "joined_prompts": len(both),
+            "joined_trials": [row for own in more.values() for row in _told(own)],
+        },
     )
     return choice
+
+
+def _tried(
+    stage: Stage, trials: Sequence[Drawing], prompts: Sequence[Prompt], judge: str
+) -> list[tuple[float, Drawing]]:
+    """Each trial with its TIFA."""
+    draw(stage, trials, prompts)
+    return [(_tifa(stage, trial, prompts, judge), trial) for trial in trials]
+
+
+def _told(tried: Sequence[tuple[float, Drawing]]) -> list[dict[str, Any]]:
+    return [
+        {"system": t.system.name, "kind": t.system.kind, "guidance": t.guidance, "tifa": tifa}
+        for tifa, t in tried
+    ]
 
 
 def _score(pair: tuple[float, Drawing]) -> float:

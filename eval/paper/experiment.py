@@ -132,7 +132,7 @@ class Experiment:
         """Every system with the first training seed, the headroom gate's first; the primary ones with another."""
         first = ("oracle source", self.choice.monolith)
         own = sorted(systems_of(self.stage.plan), key=lambda system: system.name not in first)
-        primary = (self.choice.composed, self.choice.monolith)
+        primary = (self.choice.composed, self.choice.monolith, *self.choice.joined.values())
         return [self.choice.drawing(s, seed) for s in own if not seed or s.name in primary]
 
     def pictures(self) -> str:

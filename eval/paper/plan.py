@@ -15,12 +15,13 @@ from promptcdm.tensorfile import write_json
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
 
-# How an adapter is trained on nano: what the demo and docs/training.md found, in few large steps, which cost a GPU no
-# more than small ones. Every system here trains with the same.
+# How an adapter is trained on nano: what two cores can do for both plans in six hours. Of as many pictures seen, steps
+# of 32 leave a lower held-out error than fewer of 128 (animals, 3,840 seen: 0.333 against 0.351). Every system here
+# trains with the same.
 TRAINING = TrainSettings(
     steps=120,
-    batch_size=128,
-    learning_rate=4e-3,
+    batch_size=32,
+    learning_rate=2e-3,
     targets="wide",
     loraplus_lr_ratio=10.0,
     unconditional="adapter",
@@ -84,12 +85,8 @@ class Plan:
     )
     seeds: int = 1  # trainings of the primary systems
     monoliths: tuple[str, ...] = ("monolith", "monolith fast", "monolith 8r", "monolith tagged")
-    steps: int = 25  # denoising steps
-    guidance: tuple[float, ...] = (
-        1.5,
-        2.0,
-        3.0,
-    )  # tried on validation prompts, alike for every kind of system
+    steps: int = 16  # denoising steps
+    guidance: tuple[float, ...] = (1.5, 3.0)  # tried on validation prompts, alike for every kind of system
     systems: tuple[str, ...] = ()  # of systems.py; () is all
     chunk: int = 25  # pictures of one unit of work; some 100 suit a GPU
     ruler_pictures: int = 400

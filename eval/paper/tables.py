@@ -180,18 +180,43 @@ def claims(raw: Raw) -> list[dict[str, Any]]:
         rows.append(_claim(words, "not above 0", found, "no" if found.low > 0 else "yes"))
         ratio = Estimate(*(_mean(own, f"fd_ratio{end}") for end in ("", "_low", "_high")))
         rows.append(_claim(f"Fréchet excess ratio ({tower})", "<= 1.00", ratio, _yes(ratio.value <= 1)))
-    ours, theirs = (raw.scores(judge, name, ONLY_SOURCES) for name in (composed, monolith))
-    if ours.size and theirs.size:
-        more = gain(ours, theirs)
-        rows.append(
-            _claim(
-                "TIFA gain, withheld and joined",
-                ">= 0.20, interval above 0.1433",
-                more,
-                _yes(more.value >= 0.2 and more.low > 0.1433),
+    return rows + _tifa_claims(raw) + _forgetting_claims(raw) + _attribution_claim(raw)
+
+
+def _tifa_claims(raw: Raw) -> list[dict[str, Any]]:
+    """Each kind draws joined prompts as was chosen for it; beside that, both without regions."""
+    primary = {kind: raw.choice[kind] for kind in ("composed", "monolith")}
+    used = raw.choice["joined"]
+    ours, theirs = (_as_used(raw, primary[kind], used[kind]) for kind in ("composed", "monolith"))
+    if not (ours.size and theirs.size):
+        return []
+    named = f"withheld ({' over '.join(primary.values())}) and joined ({' over '.join(used.values())})"
+    more = gain(ours, theirs)
+    reached = _yes(more.value >= 0.2 and more.low > 0.1433)
+    rows = [_claim(f"TIFA gain, {named}", ">= 0.20, interval above 0.1433", more, reached)]
+    apart = difference(ours, theirs)
+    rows.append(_claim("the same in points", "above 0", apart, _yes(apart.low > 0)))
+    chance = _of_prompts(raw, raw.judge, raw.ids(raw.judge, ONLY_SOURCES), "chance").mean()
+    more = gain((ours - chance) / (1 - chance), (theirs - chance) / (1 - chance))
+    rows.append(_claim("the same, chance-corrected gain", ">= 0.20", more, _yes(more.value >= 0.2)))
+    for stratum in ONLY_SOURCES:
+        own = [raw.scores(raw.judge, primary[kind], (stratum,)) for kind in ("composed", "monolith")]
+        if all(each.size for each in own):
+            more, what = (
+                gain(own[0], own[1]),
+                f"TIFA gain, {stratum} alone, {' over '.join(primary.values())}",
             )
-        )
-    return rows + _forgetting_claims(raw) + _attribution_claim(raw)
+            rows.append(_claim(what, "above 0", more, _yes(more.low > 0)))
+    return rows
+
+
+def _as_used(raw: Raw, primary: str, joined: str) -> Scores:
+    """(S, P) of withheld and joined prompts, the joined ones as this kind draws them; (0, 0) where one is missing."""
+    parts = [raw.scores(raw.judge, primary, ("withheld",)), raw.scores(raw.judge, joined, ("joined",))]
+    if not all(part.size for part in parts):
+        return np.zeros((0, 0))
+    seeds = min(len(part) for part in parts)
+    return np.concatenate([part[:seeds] for part in parts], axis=1)
 
 
 def _headroom(raw: Raw, judge: str, monolith: str) -> dict[str, Any]:
