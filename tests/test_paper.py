@@ -97,7 +97,7 @@ def tiny_plan(tmp_path: Path, backbone: Path, **changed: object) -> Plan:
         membership_pictures=20,
         control_steps=2,
         splits=(2, 40),
-        options={"continual": True, "slices": True},
+        options={"continual": True, "slices": True, "ideas": True},
     )
     return replace(plan, **changed)  # type: ignore[arg-type]
 
@@ -117,6 +117,7 @@ def test_a_tiny_stable_diffusion_goes_through_all_of_it(tmp_path: Path, tiny_sd1
         and "product top-1" in report
         and "2 of 2 sources as if never there" in "".join(said)
     )
+    assert "negative source 0.5" in report
     costs = json.loads((out / "raw" / "cost.json").read_text(encoding="utf-8"))["training"]
     assert costs["monolith"]["seen"] == 2 * costs["filled"]["seen"] == 8
     before = (out / "raw" / "tifa.csv").read_bytes()

@@ -345,6 +345,11 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Measure and print the tables."""
     args = parsed()
+    if uneven := [batch for batch in args.batch if args.pictures % batch]:
+        raise SystemExit(
+            f"--pictures {args.pictures}: the script ends an epoch with a smaller batch, and that step would count as "
+            f"a fast one; give a multiple of {uneven[0]}"
+        )
     os.environ["HF_HUB_OFFLINE"] = "1"
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "1"

@@ -19,6 +19,7 @@ from paper import (
     continual,
     fidelity_scores,
     forgetting,
+    ideas,
     pictures,
     protection,
     scale,
@@ -69,6 +70,7 @@ class Experiment:
             "membership": self.membership,
             "growth": self.growth,
             "leftover": self.leftover,
+            "ideas": self.ideas,
             "report": self.report,
         }
         said = stages[name]()
@@ -214,6 +216,14 @@ class Experiment:
         }
         write_json(stage.raw / "cost.json", cost)
         return "near-copies, storage, cost"
+
+    def ideas(self) -> str:
+        """Ways to guide, where the plan asks for it."""
+        if not self.stage.plan.options.get("ideas"):
+            return "left out by this plan"
+        rows = ideas.ideas(self.stage, self.choice)
+        best = {row["kind"]: row for row in sorted(rows, key=lambda row: row["tifa"])}
+        return ", ".join(f"{kind}: {row['variant']} {row['tifa']:.3f}" for kind, row in best.items())
 
     def report(self) -> str:
         """Tables, figures and report.md, from the raw files alone."""

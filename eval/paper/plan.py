@@ -135,7 +135,7 @@ TOPIC = replace(
     seeds=1,
     monoliths=("monolith", "monolith 8r"),
     splits=(),
-    options={"continual": False, "slices": False},
+    options={"continual": False, "slices": False, "ideas": True},
 )
 QUICK = replace(
     VENDOR,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paper.plan import STRATA
+from paper.stage import read_csv
 from paper.systems import SYSTEMS
 from promptcdm.tensorfile import write_bytes
 
@@ -22,13 +23,7 @@ def write_report(out: Path, tables: Mapping[str, Table]) -> Path:
         f"# Run `{plan['name']}`",
         _what(plan, choice),
         "## Claims",
-        _markdown(
-            ("claim", "goal", "found", "95 %", "reached"),
-            [
-                (r["claim"], r["goal"], _n(r["found"]), _interval(r, "low", "high"), r["reached"])
-                for r in tables["claims"]
-            ],
-        ),
+        _claims(tables["claims"]),
         "## Systems",
         _systems(tables["systems"]),
         "![TIFA by stratum](figures/tifa.png)",
@@ -37,6 +32,7 @@ def write_report(out: Path, tables: Mapping[str, Table]) -> Path:
         "## Denoising error over the monolith's, minus 1",
         _ruler(tables["ruler"]),
         "![Denoising error by noise level](figures/ruler.png)",
+        _ideas(out / "raw" / "ideas.csv"),
         "## Forgetting, leakage, storage, cost",
         _others(out),
         "![The same prompts and seeds by every system](figures/sheet.png)",
@@ -119,6 +115,25 @@ def _ruler(rows: Table) -> str:
     by = {(row["system"], str(row["level"])): row for row in rows}
     lines = [(name, *(_with(by[name, level], "over_monolith") for level in levels)) for name in names]
     return _markdown(("system", *(snr[level] for level in levels)), lines) if rows else ""
+
+
+def _ideas(path: Path) -> str:
+    """What was tried on guidance, where the run tried it."""
+    if not path.is_file():
+        return ""
+    lines = [
+        (row["kind"], row["system"], row["variant"], _with(row, "tifa"), _with(row, "minus_own"))
+        for row in ({key: _number(value) for key, value in row.items()} for row in read_csv(path))
+    ]
+    table = _markdown(("kind", "system", "guidance", "TIFA, validation", "minus the run's own"), lines)
+    return f"## Ideas on guidance\n\n{table}"
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _others(out: Path) -> str:

@@ -5,9 +5,9 @@
     python eval/paper/run.py --plan topic                eight topics of them
     python eval/paper/run.py --sources FOLDER --backbone B --out DIR      your own folders, any Stable Diffusion
 
-Stages: prompts, adapters, ruler, choice, pictures, forgetting, picture, membership, growth, leftover, report. Each
-writes files that a rerun picks up, and a kill loses what was being made. The same command given in two shells shares
-the work between them; so does --workers, on a GPU too: `--device cuda --workers 14 --set chunk=100`.
+Stages: prompts, adapters, ruler, choice, pictures, forgetting, picture, membership, growth, leftover, ideas, report.
+Each writes files that a rerun picks up, and a kill loses what was being made. The same command given in two shells
+shares the work between them; so does --workers, on a GPU too: `--device cuda --workers 14 --set chunk=100`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from promptcdm.errors import PromptCDMError, RunFailed
 
 STAGES = (
     *("prompts", "adapters", "ruler", "choice", "pictures", "forgetting"),
-    *("picture", "membership", "growth", "leftover", "report"),
+    *("picture", "membership", "growth", "leftover", "ideas", "report"),
 )
 # These need the adapters alone: every third worker does them while the others draw.
 ASIDE = ("picture", "membership", "growth")
