@@ -77,7 +77,7 @@ def test_every_way_is_timed_and_what_latents_may_gain_is_counted(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ("--script", script, "--backbone", tiny_sd1, "--resolution", 32, "--pictures", 5, "--batch", 2)
+    words = ("--script", script, "--backbone", tiny_sd1, "--resolution", 32, "--pictures", 6, "--batch", 2)
     (table,) = run(bench("train"), monkeypatch, tmp_path / "t.json", *words, "--steps", 2, "--repeats", 2)  # type: ignore[misc]
     assert [row["way"] for row in table] == ["theirs", "nothing", "latents", "kept"]
     assert all(row["s"] <= row["s_median"] and row["s"] > 0 for row in table)
@@ -86,6 +86,23 @@ def test_every_way_is_timed_and_what_latents_may_gain_is_counted(
         table[1]["s"] / table[2]["s"] / table[2]["allowed"], rel=0.1
     )
     assert "allowed" in capsys.readouterr().out
+
+
+def test_an_epoch_that_ends_with_a_smaller_batch_is_refused(
+    bench: Callable[[str], ModuleType], script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match="a multiple of 2"):
+        run(
+            bench("train"),
+            monkeypatch,
+            tmp_path / "t.json",
+            "--script",
+            script,
+            "--pictures",
+            5,
+            "--batch",
+            2,
+        )
 
 
 def test_what_is_encoded_anew_at_each_step_is_what_was_kept(
@@ -129,7 +146,7 @@ def test_sources_in_a_row_are_processes_with_their_memory(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = ("--script", script, "--backbone", tiny_sd1, "--resolution", 32, "--pictures", 5, "--batch", 2)
+    words = ("--script", script, "--backbone", tiny_sd1, "--resolution", 32, "--pictures", 6, "--batch", 2)
     (table,) = run(
         bench("train"), monkeypatch, tmp_path / "t.json", *words, "--steps", 0, "--row", 2, "--row-steps", 2
     )  # type: ignore[misc]
