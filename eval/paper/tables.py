@@ -179,7 +179,9 @@ def claims(raw: Raw) -> list[dict[str, Any]]:
         words = f"KID x 1000 ({tower}), {composed} minus {monolith}"
         rows.append(_claim(words, "not above 0", found, "no" if found.low > 0 else "yes"))
         ratio = Estimate(*(_mean(own, f"fd_ratio{end}") for end in ("", "_low", "_high")))
-        rows.append(_claim(f"Fréchet excess ratio ({tower})", "<= 1.00", ratio, _yes(ratio.value <= 1)))
+        # Left out of the raw files where the monolith's own excess is not above its noise.
+        reached = "not measured" if math.isnan(ratio.value) else _yes(ratio.value <= 1)
+        rows.append(_claim(f"Fréchet excess ratio ({tower})", "<= 1.00", ratio, reached))
     return rows + _tifa_claims(raw) + _forgetting_claims(raw) + _attribution_claim(raw)
 
 
