@@ -91,18 +91,9 @@ def test_every_way_is_timed_and_what_latents_may_gain_is_counted(
 def test_an_epoch_that_ends_with_a_smaller_batch_is_refused(
     bench: Callable[[str], ModuleType], script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    words = ("--script", script, "--pictures", 5, "--batch", 2)
     with pytest.raises(SystemExit, match="a multiple of 2"):
-        run(
-            bench("train"),
-            monkeypatch,
-            tmp_path / "t.json",
-            "--script",
-            script,
-            "--pictures",
-            5,
-            "--batch",
-            2,
-        )
+        run(bench("train"), monkeypatch, tmp_path / "t.json", *words)
 
 
 def test_what_is_encoded_anew_at_each_step_is_what_was_kept(

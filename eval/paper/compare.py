@@ -32,6 +32,10 @@ class Estimate:
         """As columns."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
+    def columns(self, name: str) -> dict[str, float]:
+        """As columns of a wider table: `name`, `name_low`, `name_high`."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 def mean(scores: Scores, seed: int = 0) -> Estimate:
     """The mean of (S, P)."""

@@ -22,7 +22,6 @@ from paper.pictures import Drawing, draw
 from paper.stage import Stage, write_csv
 from paper.systems import Asked, System, systems_of
 from paper.tifa_scores import judge_drawings
-from promptcdm.levers import Levers
 from promptcdm.router import Router, prior_router
 
 PICTURES = 4  # of each prompt
@@ -41,11 +40,14 @@ class Variant:
 
     def of(self, system: System) -> System:
         """The system, guided so."""
-        levers: Levers = replace(system.levers, guidance_start=self.start, guidance_stop=self.stop)
-        if self.backbone:
-            levers = replace(levers, unconditional_from="backbone")
-        if self.negative:
-            return replace(system, route=away_from_second(self.negative), levers=replace(levers, top_k=0))
+        branch = "backbone" if self.backbone else system.levers.unconditional_from
+        levers = replace(
+            system.levers, guidance_start=self.start, guidance_stop=self.stop, unconditional_from=branch
+        )
+        if self.negative:  # both sources are run, and neither is drawn by its weight
+            return replace(
+                system, route=away_from_second(self.negative), levers=replace(levers, top_k=0, draw="")
+            )
         return replace(system, levers=levers)
 
 
@@ -60,8 +62,13 @@ def away_from_second(g: float) -> Callable[[Asked], Router]:
     return route
 
 
+def at_scale(scale: float) -> Variant:
+    """Guided at every noise level, by the branch that the adapters were trained for."""
+    return Variant(f"scale {scale:g}", scale)
+
+
 VARIANTS = (
-    *(Variant(f"scale {scale:g}", scale) for scale in (1.0, 1.5, 2.0, 3.0, 4.5)),
+    *(at_scale(scale) for scale in (1.0, 1.5, 2.0, 3.0, 4.5)),
     Variant("scale 3 below the highest noise", 3.0, start=0.2),
     Variant("scale 3 above the lowest noise", 3.0, stop=0.8),
     Variant("scale 3 between", 3.0, start=0.2, stop=0.8),
@@ -73,39 +80,35 @@ NEGATIVE = tuple(Variant(f"scale 1.5, negative source {g:g}", 1.5, negative=g) f
 def ideas(stage: Stage, choice: Choice) -> list[dict[str, Any]]:
     """raw/ideas.csv: a row for each kind and variant; the run's own setting comes first."""
     there = {system.name: system for system in systems_of(stage.plan)}
+    # Each with seeds of its own for the pictures; what a stage reads, adapters too, it reads once.
+    stages = [replace(stage, plan=replace(stage.plan, seed=stage.plan.seed + 1 + n)) for n in range(PICTURES)]
     rows = []
     for kind, name in (("composed", choice.composed), ("monolith", choice.monolith)):
-        own = Variant("the run's own", choice.guidance[kind])
-        tried = (own, *VARIANTS, *(NEGATIVE if kind == "composed" else ()))
-        scores = {variant: _scores(stage, there[name], variant, choice.best) for variant in tried}
+        own = at_scale(choice.guidance[kind])
+        tried = dict.fromkeys((own, *VARIANTS, *(NEGATIVE if kind == "composed" else ())))
+        scores = {variant: _scores(stages, there[name], variant, choice.best) for variant in tried}
         rows += [_row(kind, name, variant, scores[variant], scores[own]) for variant in tried]
     write_csv(stage.raw / "ideas.csv", rows)
     return rows
 
 
-def _scores(stage: Stage, system: System, variant: Variant, best: str) -> Scores:
+def _scores(stages: Sequence[Stage], system: System, variant: Variant, best: str) -> Scores:
     """(1, P): TIFA of each prompt, the mean over its pictures."""
-    by_picture = [_of_picture(stage, system, variant, best, number) for number in range(PICTURES)]
+    by_picture = [_of_picture(stage, system, variant, best) for stage in stages]
     ids = sorted(set.intersection(*(set(own) for own in by_picture)))
     return np.asarray([[np.mean([own[id] for own in by_picture]) for id in ids]])
 
 
-def _of_picture(stage: Stage, system: System, variant: Variant, best: str, number: int) -> dict[str, float]:
-    """TIFA by prompt of the pictures with this number, which have seeds of their own."""
-    own = Stage(replace(stage.plan, seed=stage.plan.seed + 1 + number), stage.out, stage.backbone)
-    named = replace(variant.of(system), name=f"{system.name}, {variant.what}, picture {number}")
-    drawings: Sequence[Drawing] = [Drawing(named, variant.guidance, best)]
-    prompts = own.part("validation")
-    draw(own, drawings, prompts)
-    scores = judge_drawings(own, drawings, prompts, own.plan.judges[:1])
+def _of_picture(stage: Stage, system: System, variant: Variant, best: str) -> dict[str, float]:
+    """TIFA by prompt of the pictures of one seed."""
+    named = replace(variant.of(system), name=f"{system.name}, {variant.what}, seed {stage.plan.seed}")
+    drawings, prompts = [Drawing(named, variant.guidance, best)], stage.part("validation")
+    draw(stage, drawings, prompts)
+    scores = judge_drawings(stage, drawings, prompts, stage.plan.judges[:1])
     return {row["prompt"]: float(row["hard"]) for row in scores}
 
 
 def _row(kind: str, name: str, variant: Variant, scores: Scores, reference: Scores) -> dict[str, Any]:
     facts = {"kind": kind, "system": name, "variant": variant.what, "prompts": scores.shape[1]}
-    tifa, over = mean(scores), difference(scores, reference)
-    return {
-        **facts,
-        **{"tifa": tifa.value, "tifa_low": tifa.low, "tifa_high": tifa.high},
-        **{"minus_own": over.value, "minus_own_low": over.low, "minus_own_high": over.high},
-    }
+    over = difference(scores, reference)
+    return {**facts, **mean(scores).columns("tifa"), **over.columns("minus_own")}

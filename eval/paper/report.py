@@ -121,19 +121,13 @@ def _ideas(path: Path) -> str:
     """What was tried on guidance, where the run tried it."""
     if not path.is_file():
         return ""
-    lines = [
-        (row["kind"], row["system"], row["variant"], _with(row, "tifa"), _with(row, "minus_own"))
-        for row in ({key: _number(value) for key, value in row.items()} for row in read_csv(path))
-    ]
-    table = _markdown(("kind", "system", "guidance", "TIFA, validation", "minus the run's own"), lines)
-    return f"## Ideas on guidance\n\n{table}"
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    words = ("kind", "system", "variant")
+    lines = []
+    for row in read_csv(path):
+        figures = {key: float(value) for key, value in row.items() if key not in words}
+        lines.append([*(row[key] for key in words), _with(figures, "tifa"), _with(figures, "minus_own")])
+    head = ("kind", "system", "guidance", "TIFA, validation", "minus the run's own")
+    return f"## Ideas on guidance\n\n{_markdown(head, lines)}"
 
 
 def _others(out: Path) -> str:

@@ -102,13 +102,13 @@ def strata_rows(raw: Raw) -> list[dict[str, Any]]:
 
 def _tifa(raw: Raw, judge: str, ids: Sequence[str], own: Scores, reference: Scores) -> dict[str, Any]:
     chance = float(_of_prompts(raw, judge, ids, "chance").mean())
-    row = _columns("tifa", mean(own)) | {"chance": chance, "corrected": (own.mean() - chance) / (1 - chance)}
+    row = mean(own).columns("tifa") | {"chance": chance, "corrected": (own.mean() - chance) / (1 - chance)}
     real = _of_prompts(raw, judge, ids, "hard", REAL)
     row["real"] = float(real.mean()) if len(real) == len(ids) else math.nan
     row["judge_corrected"] = (float(own.mean()) - chance) / (row["real"] - chance)
     if len(reference):
-        row |= _columns("minus_monolith", difference(own, reference))
-        row |= _columns("gain", gain(own, reference))
+        row |= difference(own, reference).columns("minus_monolith")
+        row |= gain(own, reference).columns("gain")
     return row
 
 
@@ -134,7 +134,7 @@ def system_row(raw: Raw, name: str) -> dict[str, Any]:
     }
     for group in ("all", "withheld", "joined"):
         own = raw.scores(raw.judge, name, GROUPS[group])
-        row |= _columns(f"tifa {group}", mean(own)) if own.size else {}
+        row |= mean(own).columns(f"tifa {group}") if own.size else {}
         for key in (f"tifa {group}", f"tifa {group}_low", f"tifa {group}_high"):
             row.setdefault(key, math.nan)
     for tower in dict.fromkeys(r["tower"] for r in raw.fidelity):
@@ -158,7 +158,7 @@ def ruler_rows(raw: Raw) -> list[dict[str, Any]]:
         log_snr = _mean(own, "log_snr") if level != "all" else math.nan
         for name in systems:
             facts = {"level": level, "log_snr": log_snr, "system": name, "error": float(by[name].mean())}
-            rows.append({**facts, **_columns("over_monolith", gain(by[name], reference))})
+            rows.append({**facts, **gain(by[name], reference).columns("over_monolith")})
     return rows
 
 
@@ -177,11 +177,9 @@ def claims(raw: Raw) -> list[dict[str, Any]]:
         own = [r for r in raw.fidelity if (r["tower"], r["system"]) == (tower, composed)]
         found = Estimate(*(_mean(own, f"kid_minus{end}") * 1000 for end in ("", "_low", "_high")))
         words = f"KID x 1000 ({tower}), {composed} minus {monolith}"
-        rows.append(_claim(words, "not above 0", found, "no" if found.low > 0 else "yes"))
+        rows.append(_claim(words, "not above 0", found, found.low <= 0))
         ratio = Estimate(*(_mean(own, f"fd_ratio{end}") for end in ("", "_low", "_high")))
-        # Left out of the raw files where the monolith's own excess is not above its noise.
-        reached = "not measured" if math.isnan(ratio.value) else _yes(ratio.value <= 1)
-        rows.append(_claim(f"Fréchet excess ratio ({tower})", "<= 1.00", ratio, reached))
+        rows.append(_claim(f"Fréchet excess ratio ({tower})", "<= 1.00", ratio, ratio.value <= 1))
     return rows + _tifa_claims(raw) + _forgetting_claims(raw) + _attribution_claim(raw)
 
 
@@ -194,13 +192,13 @@ def _tifa_claims(raw: Raw) -> list[dict[str, Any]]:
         return []
     named = f"withheld ({' over '.join(primary.values())}) and joined ({' over '.join(used.values())})"
     more = gain(ours, theirs)
-    reached = _yes(more.value >= 0.2 and more.low > 0.1433)
+    reached = more.value >= 0.2 and more.low > 0.1433
     rows = [_claim(f"TIFA gain, {named}", ">= 0.20, interval above 0.1433", more, reached)]
     apart = difference(ours, theirs)
-    rows.append(_claim("the same in points", "above 0", apart, _yes(apart.low > 0)))
+    rows.append(_claim("the same in points", "above 0", apart, apart.low > 0))
     chance = _of_prompts(raw, raw.judge, raw.ids(raw.judge, ONLY_SOURCES), "chance").mean()
     more = gain((ours - chance) / (1 - chance), (theirs - chance) / (1 - chance))
-    rows.append(_claim("the same, chance-corrected gain", ">= 0.20", more, _yes(more.value >= 0.2)))
+    rows.append(_claim("the same, chance-corrected gain", ">= 0.20", more, more.value >= 0.2))
     for stratum in ONLY_SOURCES:
         own = [raw.scores(raw.judge, primary[kind], (stratum,)) for kind in ("composed", "monolith")]
         if all(each.size for each in own):
@@ -208,7 +206,7 @@ def _tifa_claims(raw: Raw) -> list[dict[str, Any]]:
                 gain(own[0], own[1]),
                 f"TIFA gain, {stratum} alone, {' over '.join(primary.values())}",
             )
-            rows.append(_claim(what, "above 0", more, _yes(more.low > 0)))
+            rows.append(_claim(what, "above 0", more, more.low > 0))
     return rows
 
 
@@ -225,9 +223,9 @@ def _headroom(raw: Raw, judge: str, monolith: str) -> dict[str, Any]:
     own, reference = (raw.scores(judge, name, ("withheld",)) for name in ("oracle source", monolith))
     words = "headroom: oracle source minus monolith, TIFA on withheld concepts"
     if not (own.size and reference.size):
-        return _claim(words, ">= 0.05", Estimate(math.nan, math.nan, math.nan), "not measured")
+        return _claim(words, ">= 0.05", Estimate(math.nan, math.nan, math.nan), False)
     apart = difference(own, reference)
-    return _claim(words, ">= 0.05", apart, _yes(apart.value >= 0.05))
+    return _claim(words, ">= 0.05", apart, apart.value >= 0.05)
 
 
 def _forgetting_claims(raw: Raw) -> list[dict[str, Any]]:
@@ -239,7 +237,7 @@ def _forgetting_claims(raw: Raw) -> list[dict[str, Any]]:
             f"forgetting one picture, times cheaper than the monolith again, {slices} slice(s), {bytes_are}"
         )
         reached = row["equal_to_never"] and row["cheaper"] >= told["sources"]
-        rows.append(_claim(words, f">= {told['sources']} (sources)", found, _yes(reached)))
+        rows.append(_claim(words, f">= {told['sources']} (sources)", found, reached))
     if raw.forgetting:
         equal = all(r["files_equal"] == r["pictures_equal"] == "True" for r in raw.forgetting)
         seconds = Estimate(_mean(raw.forgetting, "forget_milliseconds") / 1000, math.nan, math.nan)
@@ -248,21 +246,16 @@ def _forgetting_claims(raw: Raw) -> list[dict[str, Any]]:
                 "forgetting a source, seconds; bytes as if it had never been there",
                 "equal",
                 seconds,
-                _yes(equal),
+                equal,
             )
         )
         ratio = [key for key in raw.forgetting[0] if key.endswith("fd_ratio")]
-        worst = [
-            max(float(r[key]) - 1 for r in raw.forgetting if r[key] != "") for key in ratio if _any(raw, key)
-        ]
-        for key, change in zip(ratio, worst, strict=False):
+        for key in ratio:
+            after = [float(row[key]) for row in raw.forgetting if row[key] != ""]
+            change = Estimate(max(after, default=math.nan) - 1, math.nan, math.nan)
             words = f"largest change of the Fréchet excess when a source is forgotten ({key.split()[0]})"
-            rows.append(_claim(words, "<= 0.01", Estimate(change, math.nan, math.nan), _yes(change <= 0.01)))
+            rows.append(_claim(words, "<= 0.01", change, change.value <= 0.01))
     return rows
-
-
-def _any(raw: Raw, key: str) -> bool:
-    return any(row[key] != "" for row in raw.forgetting)
 
 
 def _attribution_claim(raw: Raw) -> list[dict[str, Any]]:
@@ -270,26 +263,19 @@ def _attribution_claim(raw: Raw) -> list[dict[str, Any]]:
     if not found:
         return []
     top = Estimate(found["value"], found["low"], found["high"])
-    return [_claim("attribution of held-out pictures, top-1", ">= 0.90", top, _yes(top.value >= 0.9))]
+    return [_claim("attribution of held-out pictures, top-1", ">= 0.90", top, top.value >= 0.9)]
 
 
-def _claim(what: str, goal: str, found: Estimate, reached: str) -> dict[str, Any]:
+def _claim(what: str, goal: str, found: Estimate, reached: bool) -> dict[str, Any]:
+    """A row; what the raw files do not tell, as where noise forbids a ratio, is neither reached nor missed."""
     return {
         "claim": what,
         "goal": goal,
         "found": found.value,
         "low": found.low,
         "high": found.high,
-        "reached": reached,
+        "reached": "not measured" if math.isnan(found.value) else ("yes" if reached else "no"),
     }
-
-
-def _yes(reached: bool) -> str:
-    return "yes" if reached else "no"
-
-
-def _columns(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 def _mean(rows: Rows, key: str) -> float:
