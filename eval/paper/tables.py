@@ -199,6 +199,10 @@ def _tifa_claims(raw: Raw) -> list[dict[str, Any]]:
     chance = _of_prompts(raw, raw.judge, raw.ids(raw.judge, ONLY_SOURCES), "chance").mean()
     more = gain((ours - chance) / (1 - chance), (theirs - chance) / (1 - chance))
     rows.append(_claim("the same, chance-corrected gain", ">= 0.20", more, more.value >= 0.2))
+    bare = _as_used(raw, "backbone", "backbone")
+    if bare.size:
+        alone = difference(ours, bare)
+        rows.append(_claim("the same, in points over the backbone alone", "above 0", alone, alone.low > 0))
     for stratum in ONLY_SOURCES:
         own = [raw.scores(raw.judge, primary[kind], (stratum,)) for kind in ("composed", "monolith")]
         if all(each.size for each in own):
