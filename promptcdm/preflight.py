@@ -60,26 +60,31 @@ def preflight(
     manifests by NAME or NAME@DIGEST; a source's own are left out. Raises BadInput where two sources have one name.
     """
     sources: list[Source] = []
+    unsound: set[str] = set()
     errors: list[str] = []
     warnings: list[str] = []
     for place in places:
         try:
-            source = Source.open(place)
+            source, problems = Source.check(place)
         except BadSource as error:
             errors += [f"{place}: {problem}" for problem in error.problems or (str(error),)]
             continue
         if any(source.name == other.name for other in sources):
             raise BadInput(f"two sources are named {source.name}; a name is a folder's, so rename one")
+        if problems:  # what is sound of it is compared all the same: the list is one, not one after another
+            unsound.add(source.name)
+            errors += [f"{place}: {problem}" for problem in problems]
         sources.append(source)
         warnings += [f"{source.name}: {note}" for note in source.notes]
-        if tokenizer is not None:
+        if tokenizer is not None and len(source):
             warnings += long_captions(source, tokenizer)
     copies, near = compare(sources)
     for (one, other), line in copies:
         (warnings if one == other else errors).append(line)
     warnings += near
     errors += _in_manifests(sources, trained or {})
-    return Findings({s.name: len(s) for s in sources}, tuple(errors), tuple(warnings))
+    pictures = {source.name: len(source) for source in sources if source.name not in unsound}
+    return Findings(pictures, tuple(errors), tuple(warnings))
 
 
 def long_captions(

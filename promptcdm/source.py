@@ -103,23 +103,35 @@ class Source:
 
         Raises BadSource with every problem of every file in `problems`.
         """
+        given = dict(zip(_KEYS, (license, author, origin, attribution, trigger), strict=True))
+        source, problems = cls.check(folder, name, given)
+        if problems:
+            raise BadSource(_summary(folder, problems), problems)
+        return source
+
+    @classmethod
+    def check(
+        cls, folder: Path | str, name: str | None = None, facts: Mapping[str, str | None] | None = None
+    ) -> tuple[Source, list[str]]:
+        """What is sound of it, and every problem of every file: a list to read, where `open` refuses to train.
+
+        `facts` are the keywords of `open`. Raises BadSource where nothing can be read.
+        """
         place = open_place(folder)
         name = place_name(folder) if name is None else name
         problems = _name_problems(name)
-        facts = _read_source_toml(place, problems)
-        keywords = (license, author, origin, attribution, trigger)
-        facts |= {key: value for key, value in zip(_KEYS, keywords, strict=True) if value is not None}
-        problems += [f"{key}: must be one line of text" for key in _KEYS if not is_one_line(facts[key])]
+        known = _read_source_toml(place, problems)
+        known |= {key: value for key, value in (facts or {}).items() if value is not None}
+        problems += [f"{key}: must be one line of text" for key in _KEYS if not is_one_line(known[key])]
         pictures, captions = find_pictures(place)
         items = _check_items(pictures, captions)
         problems += captions.problems
         if not captions.found and not captions.problems:
             problems.append("holds no picture (PNG, JPEG or WebP)")
-        if problems:
-            raise BadSource(_summary(folder, problems), problems)
-        notes = (*captions.notes, *_notes(items, facts))
-        facts["license"] = facts["license"].strip() or NO_LICENSE
-        return cls(name=name, folder=folder, items=tuple(items), notes=notes, pictures=pictures, **facts)
+        notes = (*captions.notes, *_notes(items, known))
+        known["license"] = known["license"].strip() or NO_LICENSE
+        source = cls(name=name, folder=folder, items=tuple(items), notes=notes, pictures=pictures, **known)
+        return source, problems
 
     def __len__(self) -> int:
         return len(self.items)

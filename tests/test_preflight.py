@@ -113,6 +113,27 @@ def test_problems_of_one_source_do_not_hide_those_of_the_next(tmp_path: Path) ->
     ]
 
 
+def test_a_file_in_error_hides_nothing_of_the_sound_ones(tmp_path: Path) -> None:
+    long = "one two three four five six seven"
+    one = _source(tmp_path / "one", {"a": _noise(0), "b": _noise(1)}, long)
+    two = _source(tmp_path / "two", {"c": _noise(0), "d": _noise(2), "e": _noise(2)})
+    (one / "b.png").write_bytes(b"x")
+    (two / "e2.png").write_bytes(b"x")
+    empty = _source(tmp_path / "empty", {"a": _noise(3)})
+    (empty / "a.txt").unlink()
+    findings = preflight.preflight([one, two, empty], tokenizer=_Words())
+    assert findings.pictures == {}  # training refuses all three
+    assert [line.rpartition("/")[2] for line in findings.errors] == [
+        "one: b.png: not a PNG, JPEG or WEBP picture",
+        "two: e2.png: no caption; write e2.txt or a row of metadata.jsonl",
+        "empty: a.png: no caption; write a.txt or a row of metadata.jsonl",
+        "a.png",
+    ]
+    assert findings.errors[3] == "two/c.png: the same pixels as one/a.png"
+    assert 'one/a.png: 7 tokens, 6 are read; cut is "seven"' in findings.warnings
+    assert "two/e.png: the same pixels as two/d.png" in findings.warnings
+
+
 def test_a_picture_of_a_trained_adapter_is_found_by_its_manifest_alone(tmp_path: Path) -> None:
     old = Source.open(_source(tmp_path / "old", {"a": _noise(0)})).manifest()
     new = _source(tmp_path / "new", {"b": _noise(0)})

@@ -3,6 +3,7 @@
     python eval/paper/run.py --quick                     four sources of the committed slice: a trial of the whole
     python eval/paper/run.py --plan vendor               eight collections; build them first: examples/emoji/build.py
     python eval/paper/run.py --plan topic                eight topics of them
+    python eval/paper/run.py --plan longer               four of the topics, trained four times as long
     python eval/paper/run.py --sources FOLDER --backbone B --out DIR      your own folders, any Stable Diffusion
 
 Stages: prompts, adapters, ruler, choice, pictures, forgetting, picture, membership, growth, leftover, ideas, report.
