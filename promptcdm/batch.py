@@ -80,7 +80,7 @@ def weighted_errors(
     words: OwnWords, batch: Batch, data: EncodedSource, backbone: Backbone, settings: TrainSettings
 ) -> Tensor:
     """Min-SNR weighted squared errors (B,) of the UNet as it is now, in eps or v as the backbone predicts."""
-    device = backbone.device
+    device = data.device
     # A UNet that is bf16 already needs no autocast, which would run and keep every normalisation in fp32.
     half = computes_in_bf16(settings.mixed_precision, device) and backbone.dtype != torch.bfloat16
     abar = backbone.alphas_cumprod[batch.t].view(-1, 1, 1, 1)
@@ -118,7 +118,7 @@ def _draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucke
 def _conditioning(
     words: OwnWords, batch: Batch, data: EncodedSource, backbone: Backbone
 ) -> tuple[Tensor, dict[str, Tensor] | None]:
-    place = data.caption_of[torch.where(batch.drop, len(data.captions), batch.items).to(backbone.device)]
+    place = data.caption_of[torch.where(batch.drop, len(data.captions), batch.items).to(data.device)]
     embeds, pooled = data.embeds[place], None if data.pooled is None else data.pooled[place]
     if words.soft or words.lora:
         encoded = backbone.encode_prompts(
@@ -127,7 +127,7 @@ def _conditioning(
         if words.lora and batch.drop.any():  # the pipeline's empty caption goes through it too
             empty = backbone.encode_negative("", 1, words.lora)
             embeds, pooled = empty.embeds, empty.pooled
-        kept = ~batch.drop.to(backbone.device)
+        kept = ~batch.drop.to(data.device)
         embeds = torch.where(kept[:, None, None], encoded.embeds, embeds)
         pooled = (
             None
@@ -137,5 +137,5 @@ def _conditioning(
     embeds = embeds.to(backbone.dtype)
     if pooled is None:
         return embeds, None
-    ids = batch.time_ids.to(backbone.device, backbone.dtype).expand(len(batch.items), -1)
+    ids = batch.time_ids.to(data.device, backbone.dtype).expand(len(batch.items), -1)
     return embeds, {"text_embeds": pooled.to(backbone.dtype), "time_ids": ids}

@@ -54,6 +54,14 @@ class EncodedSource:
     embeds: Tensor  # (U + 1, L, D); the last is the empty caption, and the only one where text encoders learn
     pooled: Tensor | None  # (U + 1, D2), SDXL
     caption_of: Tensor  # (I + 1,) rows of `embeds`; the last is the empty caption
+    mean: Tensor | None = (
+        None  # (U, D) over each caption's words, fp32 on the CPU; None where text encoders learn
+    )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet reads them. Asking the UNet itself costs diffusers a walk over all its modules."""
+        return self.caption_of.device
 
 
 def encode_source(
@@ -88,6 +96,7 @@ def encode_source(
         torch.cat([p.embeds for p in parts]),
         torch.cat(pooled) if pooled else None,
         torch.tensor([*(row.get(c, -1) for c in captions), len(unique)], device=backbone.device),
+        _means(parts[:-1]) if unique else None,
     )
 
 
@@ -135,6 +144,10 @@ def encode_captions(
         _embeds(backbone, cache, "captions", block, partial(backbone.encode_prompts, block))
         for block in blocks
     ]
+
+
+def _means(parts: Sequence[PromptEmbeds]) -> Tensor:
+    return torch.cat([part.mean.float().cpu() for part in parts])
 
 
 def _empty_caption(backbone: Backbone, cache: EncodingCache | None) -> PromptEmbeds:
@@ -194,11 +207,15 @@ def statistics_of(
     pictures: Iterable[Image.Image],
     backbone: Backbone,
     cache: EncodingCache | None = None,
+    mean: Tensor | None = None,
 ) -> Statistics:
-    """What may be known of pictures: of their captions, without a trigger, and moments (I_b, C, h, w) by size."""
-    unique = sorted(set(captions))
-    means = [part.mean.float().cpu() for part in encode_captions(unique, backbone, cache)]
-    prototypes, share = caption_prototypes(torch.cat(means))
+    """What may be known of pictures: of their captions, without a trigger, and moments (I_b, C, h, w) by size.
+
+    `mean` (U, D) is that of the unique captions, sorted, where it is known; else they are encoded.
+    """
+    if mean is None:
+        mean = _means(encode_captions(sorted(set(captions)), backbone, cache))
+    prototypes, share = caption_prototypes(mean)
     scale = backbone.pipe.vae.config.scaling_factor
     latent_mean, latent_var, factor = latent_covariance(
         *on_grid([(m * scale, s * scale) for m, s in moments])
@@ -214,7 +231,9 @@ def trained_statistics(
     """Those of a whole source, from its pictures as training sees them, unmirrored."""
     captions = [item.caption for item in source.items]
     pictures = (source.picture(i) for i in range(len(source)))
-    return statistics_of(captions, [(b.mean[0], b.std[0]) for b in data.buckets], pictures, backbone, cache)
+    known = data.mean if set(data.captions) == set(captions) else None  # those with a trigger are others
+    moments = [(bucket.mean[0], bucket.std[0]) for bucket in data.buckets]
+    return statistics_of(captions, moments, pictures, backbone, cache, known)
 
 
 def _bucket(

@@ -85,7 +85,7 @@ def train_adapter(
     with backbone.lock, memory_is_told(backbone), exact:
         data = encode_source(source, backbone, settings, settings.trigger or source.trigger, cache=cache)
         with trainable(backbone, settings, source.manifest().merkle_root) as parameters:
-            again, _ = checkpoints(parameters, data, backbone, settings)
+            again, _ = checkpoints(parameters, data, backbone, settings, bound=True)
             run = _Run(parameters, data, backbone, settings, source, processes, again)
             with checkpointing(backbone, again):
                 log = _optimize(run, checkpoint, on_step, onlooker)
@@ -176,12 +176,17 @@ def check_settings(settings: TrainSettings) -> None:
 
 
 def checkpoints(
-    parameters: Parameters, data: EncodedSource, backbone: Backbone, settings: TrainSettings
+    parameters: Parameters,
+    data: EncodedSource,
+    backbone: Backbone,
+    settings: TrainSettings,
+    bound: bool = False,
 ) -> tuple[bool, Activations]:
     """Whether activations are to be computed again, and, for "auto", what decided it. The caller holds the lock."""
     if settings.gradient_checkpointing != "auto":
         return settings.gradient_checkpointing == "on", Activations(0, 0)
-    measured = measure_activations(own_words(parameters, backbone, settings), data, backbone, settings)
+    words = own_words(parameters, backbone, settings)
+    measured = measure_activations(words, data, backbone, settings, bound)
     return not measured.fit, measured
 
 
@@ -308,7 +313,7 @@ def _add_gradients(run: _Run, step: int) -> float:
     batch = draw_batch(run.data, run.backbone, run.settings, rows, generator)
     own = batch.part(run.processes.share(rows)) if run.processes.count > 1 else batch
     loss = add_gradients(run.parameters, own, run.data, run.backbone, run.settings, step, rows)
-    total = torch.tensor(loss, dtype=torch.float32, device=run.backbone.device)
+    total = torch.tensor(loss, dtype=torch.float32, device=run.data.device)
     run.processes.add_up([*(p.grad for p in run.parameters.values() if p.grad is not None), total])
     return float(total) if run.processes.count > 1 else loss
 

@@ -363,8 +363,24 @@ def test_a_probe_of_two_rows_foretells_what_a_batch_keeps(birds: Source, backbon
         words = own_words(parameters, backbone, settings)
         told = measure_activations(words, data, backbone, settings).needed
         counted = activations._kept(words, data, backbone, settings, 6)
+        bound = measure_activations(words, data, backbone, settings, bound=True).needed
     assert told == pytest.approx(counted, rel=0.02)
     assert told > 1e5
+    assert told <= bound < 1.5 * told
+
+
+def test_where_the_bound_does_not_fit_two_rows_are_asked(
+    birds: Source, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(FAST, mixed_precision="bf16", batch_size=6)  # turned weights are counted once a batch
+    data = encode_source(birds, backbone, settings, "")
+    with trainable(backbone, settings, "digest") as parameters:
+        words = own_words(parameters, backbone, settings)
+        exact, bound = (measure_activations(words, data, backbone, settings, b).needed for b in (False, True))
+        assert exact < bound
+        monkeypatch.setattr(activations, "free_memory", lambda device: int(1.01 * exact / activations.SHARE))
+        found = measure_activations(words, data, backbone, settings, bound=True)
+    assert found.needed == exact and found.fit
 
 
 def test_a_probe_leaves_nothing_in_memory(birds: Source, backbone: Backbone) -> None:
