@@ -40,6 +40,7 @@ from promptcdm.train_all import train_into
 MONOLITH, FAST, TAGGED, LARGE = "monolith", "monolith fast", "monolith tagged", "monolith 8r"
 # Of the sources' learning rate: a monolith takes more steps, and updates of a larger rank move it further.
 RATE_SHARE = {MONOLITH: 0.5, FAST: 1.0, TAGGED: 0.5, LARGE: 0.25}
+RATE_OF_RANK = 0.5  # of a source of another rank: the rate falls with the root of how many times larger it is
 
 
 def store_of(out: Path, seed: int) -> AdapterStore:
@@ -65,6 +66,9 @@ def settings_of(plan: Plan, name: str, sources: int, seed: int) -> TrainSettings
     if name in RATE_SHARE:
         rate = settings.learning_rate * RATE_SHARE[name]
         settings = replace(settings, steps=settings.steps * sources, learning_rate=rate)
+    elif plan.source_rank:
+        rate = settings.learning_rate * (settings.rank / plan.source_rank) ** RATE_OF_RANK
+        return replace(settings, rank=plan.source_rank, learning_rate=rate)
     return replace(settings, rank=settings.rank * 8) if name == LARGE else settings
 
 

@@ -81,11 +81,14 @@ def real_features(stage: Stage, tower: str, without: str = "") -> Rows:
 def figures(real: Rows, own: Rows, reference: Rows, seed: int = 0) -> dict[str, Any]:
     """All figures of features `own` (N, d), and KID and FD beside those of `reference`, the primary monolith's.
 
-    {} where there are fewer than 40 pictures of either kind, of which no interval can be told.
+    Of more drawn pictures than real ones as many are taken, by lot, of both alike. {} where there are fewer than 40 of
+    either kind, of which no interval can be told.
     """
-    n = len(own)
-    if n < LEAST or len(real) < n:
+    n = min(len(own), len(real))
+    if n < LEAST:
         return {}
+    kept = np.sort(np.random.default_rng(seed).permutation(len(own))[:n])
+    own, reference = own[kept], reference[kept]
     found = compare_features(real, own, seed=seed)
     row: dict[str, Any] = {"pictures": n, "floor_pictures": floor_size(n, len(real))}
     for name in ("kid", "fd", "precision", "recall", "density", "coverage"):
