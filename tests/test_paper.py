@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "eval"))  # as for a script that lies there
 
+from paper.adapters import settings_of
 from paper.plan import PLANS, Counts, Plan, changed, keep
 from paper.run import _order
 from paper.sources import Opened
@@ -132,6 +133,18 @@ def test_a_run_keeps_its_plan_and_may_be_asked_for_more(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["seeds"] == 9
     with pytest.raises(BadInput, match="another steps"):
         keep(replace(plan, steps=7), tmp_path)
+    there = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    (tmp_path / "plan.json").write_text(json.dumps({k: v for k, v in there.items() if k != "source_rank"}))
+    with pytest.raises(BadInput, match="another source_rank"):
+        keep(replace(plan, source_rank=16), tmp_path)
+    keep(plan, tmp_path)  # it is from before the number existed, which was then what is its default now
+
+
+def test_a_source_of_another_rank_learns_more_slowly_and_the_monoliths_stay() -> None:
+    plan = replace(PLANS["topic"], source_rank=32)
+    own, monolith = (settings_of(plan, name, 4, 0) for name in ("animals", "monolith"))
+    assert (own.rank, own.learning_rate) == (32, pytest.approx(plan.training.learning_rate / 2))
+    assert (monolith.rank, monolith.steps) == (plan.training.rank, 4 * plan.training.steps)
 
 
 def test_numbers_of_a_plan_are_changed_by_words() -> None:

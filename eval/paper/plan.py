@@ -228,8 +228,11 @@ def keep(plan: Plan, out: Path) -> None:
     path = out / "plan.json"
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
+        there = (
+            Plan(name="", sources="").record() | there
+        )  # a run from before a number existed had its default
         told = plan.record().items()
-        differing = sorted(key for key, value in told if key not in MORE and there.get(key) != value)
+        differing = sorted(key for key, value in told if key not in MORE and there[key] != value)
         if differing:
             raise BadInput(f"{out} is a run with another {', '.join(differing)}; give another --out")
     out.mkdir(parents=True, exist_ok=True)
