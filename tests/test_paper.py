@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "eval"))  # as for a script that lies there
@@ -16,9 +17,12 @@ from paper.adapters import settings_of
 from paper.plan import PLANS, Counts, Plan, changed, keep
 from paper.run import _order
 from paper.sources import Opened
+from paper.systems import beside_backbone
 from paper.units import done, start
+from torch import Tensor
 
 from promptcdm.errors import BadInput
+from promptcdm.router import Router
 from promptcdm.settings import TrainSettings
 from promptcdm.store_lock import locked
 
@@ -184,3 +188,23 @@ def test_every_third_worker_begins_with_what_needs_the_adapters_alone() -> None:
     assert _order(stages, 0) == list(stages)
     assert _order(stages, 1) == ["prompts", "adapters", "picture", "growth", "ruler", "pictures"]
     assert _order(stages, 2) == list(stages[:-1])
+
+
+def test_beside_the_backbone_the_sources_share_what_it_leaves_them() -> None:
+    w = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    eps = torch.arange(3.0)[:, None, None, None, None].expand(3, 2, 1, 4, 4)
+    heard = []
+
+    def route(state: int, x_t: Tensor, alpha_bar: Tensor, eps: Tensor | None) -> tuple[Tensor, int]:
+        heard.append(eps)
+        return w[..., None, None].expand(2, 2, 4, 4) if state else w, state + 1
+
+    router = beside_backbone(Router(route, 0, needs_eps=True), 0.4)
+    assert (router.start, router.needs_eps) == (0, True)
+    found, state = router.route(router.start, eps[0], torch.ones(2), eps)
+    assert torch.allclose(found, torch.tensor([[0.4, 0.15, 0.45], [0.4, 0.6, 0.0]])) and state == 1
+    assert heard[0] is not None and heard[0][:, 0, 0, 0, 0].tolist() == [1.0, 2.0], (
+        "the backbone's is not shown"
+    )
+    by_place, _ = router.route(state, eps[0], torch.ones(2), eps)
+    assert by_place.shape == (2, 3, 4, 4) and torch.allclose(by_place[..., 0, 0], found)

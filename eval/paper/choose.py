@@ -3,7 +3,7 @@
 Every kind (composed, monolith, backbone) is tried with the same guidance scales. The primary composed system and the
 primary monolith are those with the highest TIFA by the first judge; their scale is their kind's. What draws prompts
 that join two ideas is chosen apart, on the joined validation prompts alone: the primary system, or the same adapters
-by region.
+by region or beside the backbone.
 
     raw/choice.json    every trial with its TIFA, what was chosen, and the best single source
 """
@@ -26,7 +26,10 @@ from promptcdm.tensorfile import write_json
 
 CANDIDATES = {"composed": COMPOSED, "monolith": MONOLITHS, "backbone": ("backbone",)}
 # For joined prompts, beside the primary system of the kind.
-JOINED = {"composed": ("regional", "phrases", "phrases, layout"), "monolith": ("monolith phrases",)}
+JOINED = {
+    "composed": ("product, backbone", "regional", "phrases", "phrases, layout"),
+    "monolith": ("monolith, backbone", "monolith 8r, backbone", "monolith phrases"),
+}
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ from paper.adapters import bare_adapter, core_seconds, file_name, tag
 from paper.phrases import PhraseUNet
 from paper.prompts import Prompt
 from paper.stage import Stage, batches, write_csv
-from paper.systems import Asked, System
+from paper.systems import Asked, System, beside_backbone
 from paper.units import Units, done
 from promptcdm.adapter import Adapter
 from promptcdm.composed_unet import ComposedUNet
 from promptcdm.levers import Levers
 from promptcdm.prompt_prior import prompt_prior
-from promptcdm.router import prior_router
+from promptcdm.router import Router, prior_router
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,13 @@ def composed_of(stage: Stage, drawing: Drawing, prompts: Sequence[Prompt]) -> Co
     if not system.phrases:
         names = _names(stage, drawing)
         sources = [stage.adapter(name, drawing.seed) for name in names]
-        asked = Asked(prompts, names, sources, backbone, lambda: stage.classifier, drawing.best)
-        return view(adapters, system.route(asked))
+        composed = adapters if system.kind == "monolith" else sources
+        asked = Asked(prompts, names, composed, backbone, lambda: stage.classifier, drawing.best)
+        router = system.route(asked)
+        if system.backbone_share and isinstance(router, Router):
+            router = beside_backbone(router, system.backbone_share)
+            adapters = [bare_adapter(composed[0]), *composed]
+        return view(adapters, router)
 
     def of_nearest(texts: Sequence[str]) -> ComposedUNet:
         if system.kind == "monolith":

@@ -152,6 +152,7 @@ LONGER = replace(
     systems=(
         *("backbone", "monolith", "monolith 8r", "oracle source", "draw prompt", "average"),
         *("prompt top-1", "product", "product top-1", "regional"),
+        *("product, backbone", "monolith, backbone", "monolith 8r, backbone"),
         *("phrases", "phrases, layout", "monolith phrases"),
     ),
     ruler_pictures=200,

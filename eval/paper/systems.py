@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from baselines.ito import ito_router
@@ -31,6 +32,7 @@ from promptcdm.router import (
     prior_router,
     share_prior,
     stack_statistics,
+    uniform_router,
 )
 from promptcdm.settings import RouterName
 from promptcdm.source_statistics import Statistics
@@ -82,6 +84,7 @@ class System:
     phrases: bool = False  # each phrase of a joined prompt in its own region: joined prompts only
     layout_until: float = 0.0  # with `phrases`: the backbone alone lays the scene out up to here
     tagged: bool = False  # a source, drawn from pi(c), is named before the prompt
+    backbone_share: float = 0.0  # of the bare backbone in the sum, as one more source
 
     @property
     def kind(self) -> str:
@@ -112,6 +115,26 @@ def _oracle(asked: Asked) -> Router:
     return prior_router(asked.only([prompt.sources[0] for prompt in asked.prompts]))
 
 
+def _product(asked: Asked) -> Router:
+    statistics = stack_statistics([_known(adapter) for adapter in asked.adapters])
+    return posterior_router(on_device(statistics, asked.backbone.device), asked.prior)
+
+
+def _whole(asked: Asked) -> Router:
+    return uniform_router(len(asked.adapters))
+
+
+def beside_backbone(router: Router, share: float) -> Router:
+    """eps = share eps_backbone + (1 - share) sum_i w_i eps_i: the first of N + 1 sources is the bare backbone."""
+
+    def route(state: Any, x_t: Tensor, alpha_bar: Tensor, eps: Tensor | None) -> tuple[Tensor, Any]:
+        w, state = router.route(state, x_t, alpha_bar, None if eps is None else eps[1:])
+        own = torch.full_like(w[:, :1], share)
+        return torch.cat([own, (1 - share) * w], 1), state
+
+    return Router(route, router.start, router.needs_eps)
+
+
 def _best(asked: Asked) -> Router:
     return prior_router(asked.only([asked.best] * len(asked.prompts)))
 
@@ -121,6 +144,8 @@ def _top(route: Route, name: str, what: str, ks: Sequence[int] = (0, 1, 2)) -> l
 
 
 UNIFORM = _named("uniform")
+# Of the sum: a monolith and sources alike lose scenes in training on single pictures, and the backbone has them.
+BACKBONE_SHARE = 0.3
 SYSTEMS: tuple[System, ...] = (
     System("backbone", "no adapter", UNIFORM, "backbone"),
     System("monolith", "one adapter on all pictures, rank r", UNIFORM, "monolith"),
@@ -172,6 +197,22 @@ SYSTEMS: tuple[System, ...] = (
     *_top(_posterior, "posterior", "each source's own Gaussian of x_t"),
     *_top(_named("prompt"), "prompt", "pi(c) from each source's captions"),
     *_top(_named("posterior"), "product", "pi(c) times the posterior: promptcdm's default"),
+    System(
+        "product, backbone",
+        "the product, with the bare backbone in the sum",
+        _product,
+        backbone_share=BACKBONE_SHARE,
+    ),
+    System(
+        "monolith, backbone",
+        "the monolith, with the bare backbone in the sum",
+        _whole,
+        "monolith",
+        backbone_share=BACKBONE_SHARE,
+    ),
+    System(
+        "monolith 8r, backbone", "the same for rank 8 r", _whole, "monolith 8r", backbone_share=BACKBONE_SHARE
+    ),
     System("Ito", "SuperDiff's OR, from pi(c)", lambda asked: ito_router(asked.prior), ancestral=True),
     System(
         "regional",
