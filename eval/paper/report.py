@@ -47,14 +47,19 @@ def _what(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
     training, names = plan["training"], plan["names"]
     return (
         f"Backbone {plan['backbone']}. Sources: {', '.join(names) or plan['sources']}. Every adapter: rank "
-        f"{training['rank']}, {training['targets']}, {training['steps']} steps of {training['batch_size']}, "
-        f"unconditional branch of the {training['unconditional']}; a monolith takes as many steps as all of them "
+        f"{training['rank']}{_source_rank(plan)}, {training['targets']}, {training['steps']} steps of "
+        f"{training['batch_size']}, unconditional branch of the {training['unconditional']}; a monolith takes as many steps as all of them "
         f"together. {plan['steps']} denoising steps, {plan['counts']['test']} test prompts of each of {len(STRATA)} "
         f"strata, {plan['seeds']} training seed(s) of the primary systems. Chosen on {choice['prompts']} validation "
         f"prompts by {choice['judge']}: **{choice['composed']}** (guidance {choice['guidance']['composed']:g}) and "
         f"**{choice['monolith']}** (guidance {choice['guidance']['monolith']:g}); best single source {choice['best']}. "
         "An analogue of the paper's protocol on small pictures, not a reproduction of its figures."
     )
+
+
+def _source_rank(plan: Mapping[str, Any]) -> str:
+    rank = plan.get("source_rank", 0)  # a run from before it existed had none of its own
+    return f" (a source's: {rank})" if rank else ""
 
 
 def _claims(rows: Table) -> str:
