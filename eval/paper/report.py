@@ -52,7 +52,8 @@ def _what(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
         f"steps as all of them together. {plan['steps']} denoising steps, {plan['counts']['test']} test prompts of "
         f"each of {len(STRATA)} strata, {plan['seeds']} training seed(s) of the primary systems. Chosen on "
         f"{choice['prompts']} validation prompts by {choice['judge']}: **{choice['composed']}** (guidance "
-        f"{choice['guidance']['composed']:g}) and **{choice['monolith']}** (guidance {choice['guidance']['monolith']:g}); best single source {choice['best']}. "
+        f"{choice['guidance']['composed']:g}) and **{choice['monolith']}** (guidance {choice['guidance']['monolith']:g}); "
+        f"best single source {choice['best']}. "
         "An analogue of the paper's protocol on small pictures, not a reproduction of its figures."
     )
 
