@@ -45,14 +45,16 @@ def write_report(out: Path, tables: Mapping[str, Table]) -> Path:
 
 def _what(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
     training, names = plan["training"], plan["names"]
+    composed, monolith = (
+        f"**{choice[k]}** (guidance {choice['guidance'][k]:g})" for k in ("composed", "monolith")
+    )
     return (
         f"Backbone {plan['backbone']}. Sources: {', '.join(names) or plan['sources']}. Every adapter: rank "
         f"{training['rank']}{_source_rank(plan)}, {training['targets']}, {training['steps']} steps of "
         f"{training['batch_size']}, unconditional branch of the {training['unconditional']}; a monolith takes as many "
         f"steps as all of them together. {plan['steps']} denoising steps, {plan['counts']['test']} test prompts of "
         f"each of {len(STRATA)} strata, {plan['seeds']} training seed(s) of the primary systems. Chosen on "
-        f"{choice['prompts']} validation prompts by {choice['judge']}: **{choice['composed']}** (guidance "
-        f"{choice['guidance']['composed']:g}) and **{choice['monolith']}** (guidance {choice['guidance']['monolith']:g}); "
+        f"{choice['prompts']} validation prompts by {choice['judge']}: {composed} and {monolith}; "
         f"best single source {choice['best']}. "
         "An analogue of the paper's protocol on small pictures, not a reproduction of its figures."
     )
