@@ -54,9 +54,8 @@ class EncodedSource:
     embeds: Tensor  # (U + 1, L, D); the last is the empty caption, and the only one where text encoders learn
     pooled: Tensor | None  # (U + 1, D2), SDXL
     caption_of: Tensor  # (I + 1,) rows of `embeds`; the last is the empty caption
-    mean: Tensor | None = (
-        None  # (U, D) over each caption's words, fp32 on the CPU; None where text encoders learn
-    )
+    # (U, D) over each caption's words, fp32 on the CPU; None where text encoders learn.
+    caption_means: Tensor | None
 
     @property
     def device(self) -> torch.device:
@@ -207,15 +206,15 @@ def statistics_of(
     pictures: Iterable[Image.Image],
     backbone: Backbone,
     cache: EncodingCache | None = None,
-    mean: Tensor | None = None,
+    caption_means: Tensor | None = None,
 ) -> Statistics:
     """What may be known of pictures: of their captions, without a trigger, and moments (I_b, C, h, w) by size.
 
-    `mean` (U, D) is that of the unique captions, sorted, where it is known; else they are encoded.
+    `caption_means` (U, D) are those of the unique captions, sorted, where they are known; else they are encoded.
     """
-    if mean is None:
-        mean = _means(encode_captions(sorted(set(captions)), backbone, cache))
-    prototypes, share = caption_prototypes(mean)
+    if caption_means is None:
+        caption_means = _means(encode_captions(sorted(set(captions)), backbone, cache))
+    prototypes, share = caption_prototypes(caption_means)
     scale = backbone.pipe.vae.config.scaling_factor
     latent_mean, latent_var, factor = latent_covariance(
         *on_grid([(m * scale, s * scale) for m, s in moments])
@@ -231,7 +230,9 @@ def trained_statistics(
     """Those of a whole source, from its pictures as training sees them, unmirrored."""
     captions = [item.caption for item in source.items]
     pictures = (source.picture(i) for i in range(len(source)))
-    known = data.mean if set(data.captions) == set(captions) else None  # those with a trigger are others
+    known = (
+        data.caption_means if set(data.captions) == set(captions) else None
+    )  # those with a trigger are others
     moments = [(bucket.mean[0], bucket.std[0]) for bucket in data.buckets]
     return statistics_of(captions, moments, pictures, backbone, cache, known)
 

@@ -60,7 +60,7 @@ def preflight(
     manifests by NAME or NAME@DIGEST; a source's own are left out. Raises BadInput where two sources have one name.
     """
     sources: list[Source] = []
-    unsound: set[str] = set()
+    pictures: dict[str, int] = {}
     errors: list[str] = []
     warnings: list[str] = []
     for place in places:
@@ -71,10 +71,10 @@ def preflight(
             continue
         if any(source.name == other.name for other in sources):
             raise BadInput(f"two sources are named {source.name}; a name is a folder's, so rename one")
-        if problems:  # what is sound of it is compared all the same: the list is one, not one after another
-            unsound.add(source.name)
-            errors += [f"{place}: {problem}" for problem in problems]
-        sources.append(source)
+        errors += [f"{place}: {problem}" for problem in problems]
+        if not problems:
+            pictures[source.name] = len(source)
+        sources.append(source)  # what is sound of it is compared in any case: one list, not one after another
         warnings += [f"{source.name}: {note}" for note in source.notes]
         if tokenizer is not None and len(source):
             warnings += long_captions(source, tokenizer)
@@ -83,7 +83,6 @@ def preflight(
         (warnings if one == other else errors).append(line)
     warnings += near
     errors += _in_manifests(sources, trained or {})
-    pictures = {source.name: len(source) for source in sources if source.name not in unsound}
     return Findings(pictures, tuple(errors), tuple(warnings))
 
 

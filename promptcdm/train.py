@@ -182,7 +182,10 @@ def checkpoints(
     settings: TrainSettings,
     bound: bool = False,
 ) -> tuple[bool, Activations]:
-    """Whether activations are to be computed again, and, for "auto", what decided it. The caller holds the lock."""
+    """Whether activations are to be computed again, and, for "auto", what decided it. The caller holds the lock.
+
+    With `bound` the probe may tell a bound instead, which decides the same and costs half.
+    """
     if settings.gradient_checkpointing != "auto":
         return settings.gradient_checkpointing == "on", Activations(0, 0)
     words = own_words(parameters, backbone, settings)

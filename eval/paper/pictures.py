@@ -26,13 +26,13 @@ from paper.adapters import bare_adapter, core_seconds, file_name, tag
 from paper.phrases import PhraseUNet
 from paper.prompts import Prompt
 from paper.stage import Stage, batches, write_csv
-from paper.systems import Asked, System, beside_backbone
+from paper.systems import Asked, System
 from paper.units import Units, done
 from promptcdm.adapter import Adapter
 from promptcdm.composed_unet import ComposedUNet
 from promptcdm.levers import Levers
 from promptcdm.prompt_prior import prompt_prior
-from promptcdm.router import Router, prior_router
+from promptcdm.router import prior_router
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,8 @@ def composed_of(stage: Stage, drawing: Drawing, prompts: Sequence[Prompt]) -> Co
     if not system.phrases:
         names = _names(stage, drawing)
         sources = [stage.adapter(name, drawing.seed) for name in names]
-        composed = adapters if system.kind == "monolith" else sources
-        asked = Asked(prompts, names, composed, backbone, lambda: stage.classifier, drawing.best)
-        router = system.route(asked)
-        if system.backbone_share and isinstance(router, Router):
-            router = beside_backbone(router, system.backbone_share)
-            adapters = [bare_adapter(composed[0]), *composed]
-        return view(adapters, router)
+        asked = Asked(prompts, names, sources, backbone, lambda: stage.classifier, drawing.best)
+        return view(adapters, system.route(asked))
 
     def of_nearest(texts: Sequence[str]) -> ComposedUNet:
         if system.kind == "monolith":
@@ -150,13 +145,12 @@ def composed_of(stage: Stage, drawing: Drawing, prompts: Sequence[Prompt]) -> Co
 
 def adapters_of(stage: Stage, drawing: Drawing) -> list[Adapter]:
     """What a system composes."""
-    of, seed = drawing.system.of, drawing.seed
-    if of == "backbone":
+    system = drawing.system
+    if system.of == "backbone":
         return []
-    if of not in ("sources", "beside backbone"):
-        return [stage.adapter(of, seed)]
-    sources = [stage.adapter(name, seed) for name in _names(stage, drawing)]
-    return [bare_adapter(sources[0]), *sources] if of == "beside backbone" else sources
+    names = _names(stage, drawing) if system.of == "sources" else [system.of]
+    adapters = [stage.adapter(name, drawing.seed) for name in names]
+    return [bare_adapter(adapters[0]), *adapters] if system.beside_backbone else adapters
 
 
 def _names(stage: Stage, drawing: Drawing) -> list[str]:
@@ -184,7 +178,7 @@ def _record(
     names: Sequence[str],
 ) -> dict[str, Any]:
     image.save(folder / f"{prompt.id}.png")
-    routed = drawing.system.of in ("sources", "beside backbone") and weights
+    routed = drawing.system.of == "sources" and weights
     mean = torch.stack(list(weights)).mean(0)[-len(names) :] if routed else None
     at = [0, len(weights) // 2, len(weights) - 1]
     entropy = [round(_entropy(weights[i]), 5) if routed else None for i in at]

@@ -221,6 +221,12 @@ def _number(before: object, value: str) -> object:
     raise TypeError
 
 
+def recorded(out: Path) -> dict[str, Any]:
+    """The record in the folder of a run; one from before a number existed had what is its default now."""
+    there = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+    return {**Plan(name="", sources="").record(), **there}
+
+
 def keep(plan: Plan, out: Path) -> None:
     """Write the plan into the folder of the run. Raises BadInput where another one is there.
 
@@ -228,10 +234,7 @@ def keep(plan: Plan, out: Path) -> None:
     """
     path = out / "plan.json"
     if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        there = (
-            Plan(name="", sources="").record() | there
-        )  # a run from before a number existed had its default
+        there = recorded(out)
         told = plan.record().items()
         differing = sorted(key for key, value in told if key not in MORE and there[key] != value)
         if differing:

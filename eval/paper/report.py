@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paper.plan import STRATA
+from paper.plan import STRATA, recorded
 from paper.stage import read_csv
 from paper.systems import SYSTEMS
 from promptcdm.tensorfile import write_bytes
@@ -17,7 +17,7 @@ Table = Sequence[Mapping[str, Any]]
 
 def write_report(out: Path, tables: Mapping[str, Table]) -> Path:
     """Write it; returns its path."""
-    plan = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+    plan, told = recorded(out), {row["system"] for row in tables["systems"]}
     choice = json.loads((out / "raw" / "choice.json").read_text(encoding="utf-8"))
     parts = [
         f"# Run `{plan['name']}`",
@@ -37,20 +37,21 @@ def write_report(out: Path, tables: Mapping[str, Table]) -> Path:
         _others(out),
         "![The same prompts and seeds by every system](figures/sheet.png)",
         "## What each system is",
-        "\n".join(f"- **{s.name}**: {s.what}." for s in SYSTEMS),
+        "\n".join(f"- **{s.name}**: {s.what}." for s in SYSTEMS if s.name in told),
     ]
     write_bytes(out / "report.md", ("\n\n".join(part for part in parts if part) + "\n").encode())
     return out / "report.md"
 
 
 def _what(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
-    training, names = plan["training"], plan["names"]
+    training, names, rank = plan["training"], plan["names"], plan["source_rank"]
+    of_source = f" (a source's: {rank})" if rank else ""
     composed, monolith = (
         f"**{choice[k]}** (guidance {choice['guidance'][k]:g})" for k in ("composed", "monolith")
     )
     return (
         f"Backbone {plan['backbone']}. Sources: {', '.join(names) or plan['sources']}. Every adapter: rank "
-        f"{training['rank']}{_source_rank(plan)}, {training['targets']}, {training['steps']} steps of "
+        f"{training['rank']}{of_source}, {training['targets']}, {training['steps']} steps of "
         f"{training['batch_size']}, unconditional branch of the {training['unconditional']}; a monolith takes as many "
         f"steps as all of them together. {plan['steps']} denoising steps, {plan['counts']['test']} test prompts of "
         f"each of {len(STRATA)} strata, {plan['seeds']} training seed(s) of the primary systems. Chosen on "
@@ -58,11 +59,6 @@ def _what(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
         f"best single source {choice['best']}. "
         "An analogue of the paper's protocol on small pictures, not a reproduction of its figures."
     )
-
-
-def _source_rank(plan: Mapping[str, Any]) -> str:
-    rank = plan.get("source_rank", 0)  # a run from before it existed had none of its own
-    return f" (a source's: {rank})" if rank else ""
 
 
 def _claims(rows: Table) -> str:

@@ -78,23 +78,18 @@ class System:
     name: str
     what: str  # a line for the reader
     route: Route
-    of: str = "sources"  # sources, beside backbone (the backbone as the first of them), backbone, soup, or a monolith
+    of: str = "sources"  # sources, backbone, soup, or a monolith
     levers: Levers = Levers()
     ancestral: bool = False  # with the noise of the reverse process (DDIM, eta 1)
     phrases: bool = False  # each phrase of a joined prompt in its own region: joined prompts only
     layout_until: float = 0.0  # with `phrases`: the backbone alone lays the scene out up to here
     tagged: bool = False  # a source, drawn from pi(c), is named before the prompt
-    backbone_share: float = 0.0  # of the bare backbone in the sum, as one more source
+    beside_backbone: bool = False  # the bare backbone is composed too, as the first of them
 
     @property
     def kind(self) -> str:
         """What guidance is tuned for: composed, monolith or backbone."""
-        kinds = {
-            "sources": "composed",
-            "beside backbone": "composed",
-            "soup": "composed",
-            "backbone": "backbone",
-        }
+        kinds = {"sources": "composed", "soup": "composed", "backbone": "backbone"}
         return kinds.get(self.of, "monolith")
 
 
@@ -102,9 +97,12 @@ def _named(name: RouterName) -> Route:
     return lambda asked: name
 
 
-def _posterior(asked: Asked) -> Router:
+def _posterior(asked: Asked, prior: Tensor | None = None) -> Router:
+    """Over each source's share of the pictures, or over another prior."""
     statistics = stack_statistics([_known(adapter) for adapter in asked.adapters])
-    return posterior_router(on_device(statistics, asked.backbone.device), asked.share)
+    return posterior_router(
+        on_device(statistics, asked.backbone.device), asked.share if prior is None else prior
+    )
 
 
 def _classifier(asked: Asked) -> Router:
@@ -113,15 +111,6 @@ def _classifier(asked: Asked) -> Router:
 
 def _oracle(asked: Asked) -> Router:
     return prior_router(asked.only([prompt.sources[0] for prompt in asked.prompts]))
-
-
-def _product(asked: Asked) -> Router:
-    statistics = stack_statistics([_known(adapter) for adapter in asked.adapters])
-    return posterior_router(on_device(statistics, asked.backbone.device), asked.prior)
-
-
-def _whole(asked: Asked) -> Router:
-    return uniform_router(len(asked.adapters))
 
 
 def beside_backbone(router: Router, share: float) -> Router:
@@ -133,6 +122,10 @@ def beside_backbone(router: Router, share: float) -> Router:
         return torch.cat([own, (1 - share) * w], 1), state
 
     return Router(route, router.start, router.needs_eps)
+
+
+def _monolith_beside_backbone(asked: Asked) -> Router:
+    return beside_backbone(uniform_router(1), BACKBONE_SHARE)
 
 
 def _best(asked: Asked) -> Router:
@@ -191,7 +184,7 @@ SYSTEMS: tuple[System, ...] = (
         "LoRAtorio",
         "by patch, who differs most from the backbone",
         lambda asked: loratorio_router(),
-        "beside backbone",
+        beside_backbone=True,
     ),
     *_top(_classifier, "classifier", "pi(c) times a classifier of x_t that saw every source"),
     *_top(_posterior, "posterior", "each source's own Gaussian of x_t"),
@@ -200,18 +193,22 @@ SYSTEMS: tuple[System, ...] = (
     System(
         "product, backbone",
         "the product, with the bare backbone in the sum",
-        _product,
-        backbone_share=BACKBONE_SHARE,
+        lambda asked: beside_backbone(_posterior(asked, asked.prior), BACKBONE_SHARE),
+        beside_backbone=True,
     ),
     System(
         "monolith, backbone",
         "the monolith, with the bare backbone in the sum",
-        _whole,
+        _monolith_beside_backbone,
         "monolith",
-        backbone_share=BACKBONE_SHARE,
+        beside_backbone=True,
     ),
     System(
-        "monolith 8r, backbone", "the same for rank 8 r", _whole, "monolith 8r", backbone_share=BACKBONE_SHARE
+        "monolith 8r, backbone",
+        "the same for rank 8 r",
+        _monolith_beside_backbone,
+        "monolith 8r",
+        beside_backbone=True,
     ),
     System("Ito", "SuperDiff's OR, from pi(c)", lambda asked: ito_router(asked.prior), ancestral=True),
     System(
