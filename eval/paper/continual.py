@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from paper.adapters import made_adapter
-from paper.stage import Stage
+from paper.stage import Stage, fresh_slots
 from paper.units import Units, done, once
 from promptcdm import lora
 from promptcdm.adapter import Adapter
@@ -139,7 +139,7 @@ def train_on(stage: Stage, source: Source, before: Learned) -> tuple[Learned, Le
 def composition_errors(stage: Stage, adapters: Sequence[Adapter], probes: Sequence[Probe]) -> list[float]:
     """Mean denoising error of a composition on each group of pictures."""
     router: RouterName = "posterior" if len(adapters) > 1 else "uniform"
-    stage.fresh_slots()
+    fresh_slots(stage.backbone)
     with closing(ComposedUNet(stage.backbone, adapters, router=router, guidance_scale=1.0)) as composed:
         errors = denoising_errors(
             composed,

@@ -52,10 +52,14 @@ class Experiment:
 
     @classmethod
     def open(cls, plan: Plan, out: Path, device: str, say: Say) -> Experiment:
-        """Load the backbone; its precision is the same on every device."""
+        """Load the backbone; its precision is the plan's, the same on every device."""
         if device == "cuda":
             torch.set_float32_matmul_precision("high")
-        return cls(Stage(plan, out, Backbone.load(plan.backbone, device=device, dtype="float32")), say)
+        backbone = Backbone.load(plan.backbone, device=device, dtype="float32")
+        painter = backbone
+        if plan.drawn_in != "float32":
+            painter = Backbone.load(plan.backbone, device=device, dtype=plan.drawn_in)
+        return cls(Stage(plan, out, backbone, painter), say)
 
     def run(self, name: str) -> None:
         """One stage by its name."""

@@ -25,7 +25,7 @@ from PIL import Image
 from paper.adapters import bare_adapter, core_seconds, file_name, tag
 from paper.phrases import PhraseUNet
 from paper.prompts import Prompt
-from paper.stage import Stage, batches, write_csv
+from paper.stage import Stage, batches, fresh_slots, write_csv
 from paper.systems import Asked, System
 from paper.units import Units, done
 from promptcdm.adapter import Adapter
@@ -88,10 +88,10 @@ def seed_of(stage: Stage, prompt: Prompt) -> int:
 
 def _draw(stage: Stage, drawing: Drawing, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """One batch: its pictures into the folder, its records returned."""
-    system, backbone = drawing.system, stage.backbone
+    system, backbone = drawing.system, stage.painter
     texts = [_text(stage, drawing, prompt) for prompt in prompts]
     pipe, start = backbone.pipe, time.process_time()
-    stage.fresh_slots()
+    fresh_slots(backbone)
     with closing(composed_of(stage, drawing, prompts)) as composed:
         pipe.unet = composed
         try:
@@ -118,7 +118,7 @@ def _draw(stage: Stage, drawing: Drawing, prompts: Sequence[Prompt]) -> list[dic
 
 def composed_of(stage: Stage, drawing: Drawing, prompts: Sequence[Prompt]) -> ComposedUNet | PhraseUNet:
     """The view on the backbone that draws these prompts."""
-    system, backbone, guidance = drawing.system, stage.backbone, drawing.guidance
+    system, backbone, guidance = drawing.system, stage.painter, drawing.guidance
     adapters = adapters_of(stage, drawing)
 
     def view(adapters: Sequence[Adapter], router: Any, levers: Levers = system.levers) -> ComposedUNet:

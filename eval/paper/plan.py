@@ -87,6 +87,7 @@ class Plan:
     seeds: int = 1  # trainings of the primary systems
     monoliths: tuple[str, ...] = ("monolith", "monolith fast", "monolith 8r", "monolith tagged")
     steps: int = 16  # denoising steps
+    drawn_in: str = "float32"  # precision of the backbone that draws; error is always measured in float32
     guidance: tuple[float, ...] = (1.5, 3.0)  # tried on validation prompts, alike for every kind of system
     systems: tuple[str, ...] = ()  # of systems.py; () is all
     chunk: int = 25  # pictures of one unit of work; some 100 suit a GPU
@@ -125,7 +126,9 @@ VENDOR = Plan(
     names=VENDORS,
     prompts=str(HERE / "prompts" / "vendor.csv"),
     nouns=str(EXAMPLES / "emoji" / "countable.csv"),
+    training=replace(TRAINING, mixed_precision="bf16"),
     seeds=5,
+    drawn_in="bfloat16",  # 2.5 times as fast on two cores; pictures differ by 0.6 of 255 on average
 )
 TOPIC = replace(
     VENDOR,
@@ -133,7 +136,9 @@ TOPIC = replace(
     sources=str(EXAMPLES / "emoji" / "out" / "topics"),
     names=TOPICS,
     prompts=str(HERE / "prompts" / "topic.csv"),
+    training=TRAINING,
     seeds=1,
+    drawn_in="float32",
     monoliths=("monolith", "monolith 8r"),
     splits=(),
     options={"continual": False, "slices": False, "ideas": True},
@@ -169,6 +174,7 @@ QUICK = replace(
     seeds=1,
     monoliths=("monolith",),
     steps=8,
+    drawn_in="float32",
     guidance=(2.0,),
     chunk=25,
     systems=ONLY_QUICK,

@@ -20,7 +20,7 @@ from paper.choose import Choice
 from paper.fidelity_scores import compared_prompts, drawn_features, picture_features, real_features
 from paper.forgetting import system_named
 from paper.sources import read_rows
-from paper.stage import Stage, write_csv
+from paper.stage import Stage, fresh_slots, write_csv
 from paper.units import Units, done
 from promptcdm.composed_unet import ComposedUNet
 from promptcdm.fixed_noise import denoising_errors
@@ -82,7 +82,7 @@ def _control(stage: Stage, name: str) -> dict[str, Any]:
     """The positive control: what is seen of an adapter that was overfitted to a few pictures."""
     told, few = overfitted(stage.sources[name], stage.backbone, _settings(stage))
     others = _groups(stage, name)[1]
-    stage.fresh_slots()
+    fresh_slots(stage.backbone)
     found = membership(told, probe_of(few, stage.backbone), others, stage.backbone, _settings(stage))
     return {
         "positive control, loss": asdict(found.scores["loss"]),
@@ -95,7 +95,7 @@ def _of_composition(stage: Stage, name: str, of: Sequence[str]) -> dict[str, Any
     settings, adapters = _settings(stage), [stage.adapter(own) for own in of]
     levels = len(stage.backbone.alphas_cumprod) - 1
     steps = [round(float(t)) for t in np.linspace(0, levels, settings.noise_levels + 2)[1:-1]]
-    stage.fresh_slots()
+    fresh_slots(stage.backbone)
     with closing(ComposedUNet(stage.backbone, adapters, router="posterior", guidance_scale=1.0)) as composed:
         errors = [
             denoising_errors(

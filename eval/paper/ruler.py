@@ -26,7 +26,7 @@ from torch import Tensor
 
 from paper.adapters import bare_adapter
 from paper.sources import part_of, read_rows
-from paper.stage import Stage, read_csv, write_csv
+from paper.stage import Stage, fresh_slots, read_csv, write_csv
 from paper.units import done
 from promptcdm.adapter import Adapter
 from promptcdm.compose import by_source, compose_noise, keep_largest
@@ -175,7 +175,7 @@ def _heard(
 ) -> Iterator[Tensor]:
     """eps (K, B, C, h, w) of K adapters at each step, on the CPU."""
     heard = _Heard()
-    stage.fresh_slots()
+    fresh_slots(stage.backbone)
     view = ComposedUNet(stage.backbone, adapters, router=heard.router(len(adapters)), guidance_scale=1.0)
     with closing(view) as composed:
         texts = composed.encode(list(captions))

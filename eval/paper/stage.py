@@ -29,6 +29,7 @@ class Stage:
     plan: Plan
     out: Path
     backbone: Backbone
+    painter: Backbone  # the same weights in the precision that pictures are drawn in
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -88,16 +89,16 @@ class Stage:
         """cpu, cuda or mps."""
         return self.backbone.device.type
 
-    def fresh_slots(self) -> None:
-        """Forget the rank that the engine's stacks have grown to: with a soup's, every row would pay for it."""
-        engine = self.backbone.engine
-        engine.slots.close()
-        engine.slots = Slots(self.backbone.unet, engine.slots.count)
-
     @property
     def raw(self) -> Path:
         """Where raw results are kept."""
         return self.out / "raw"
+
+
+def fresh_slots(backbone: Backbone) -> None:
+    """Forget the rank that the engine's stacks have grown to: with a soup's, every row would pay for it."""
+    backbone.engine.slots.close()
+    backbone.engine.slots = Slots(backbone.unet, backbone.engine.slots.count)
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
