@@ -62,8 +62,8 @@ class Adapter:
     """What `train_adapter` returns and `AdapterStore` keeps. Tensors are fp32."""
 
     source: str
-    lora: dict[str, Tensor]  # keys of lora_format, strength folded into B; {} for a soft prompt alone
-    prompt: dict[str, Tensor]  # text encoder -> (n, D) input embeddings placed after the start token; or {}
+    lora: dict[str, Tensor]  # keys of lora_format, strength folded into B; {} where there is none
+    prompt: dict[str, Tensor]  # text encoder -> (n, D) input embeddings after the start token; or {}
     statistics: Statistics | None  # None: imported; only routers that need none can weigh it
     record: AdapterRecord
     manifest: Manifest | None = None
@@ -74,11 +74,11 @@ class Adapter:
 
     @property
     def kind(self) -> Kind:
-        """By what it holds, or its slices hold: lora, prompt or lora+prompt."""
+        """By what it holds, or its slices hold: lora, prompt, lora+prompt, or none for statistics alone."""
         if self.slices:
             return self.slices[0].kind
         if not self.prompt:
-            return "lora"
+            return "lora" if self.lora else "none"
         return "lora+prompt" if self.lora else "prompt"
 
     @cached_property
@@ -292,8 +292,10 @@ def _check(adapter: Adapter, where: str) -> None:
             raise AdapterMismatch(
                 f"{where}: soft prompt {name} {tuple(tensor.shape)} must be (tokens, width)"
             )
-    if not tensors or list(adapter.prompt) not in ([], list(_ENCODER_KEYS)[:1], list(_ENCODER_KEYS)):
-        raise AdapterMismatch(f"{where}: holds neither a LoRA nor a soft prompt for the first text encoder")
+    if not tensors and adapter.statistics is None:
+        raise AdapterMismatch(f"{where}: holds neither a LoRA nor a soft prompt nor statistics")
+    if list(adapter.prompt) not in ([], list(_ENCODER_KEYS)[:1], list(_ENCODER_KEYS)):
+        raise AdapterMismatch(f"{where}: holds no soft prompt for the first text encoder")
     if (record.source, record.kind) != (adapter.source, adapter.kind):
         raise AdapterMismatch(
             f"{where}: {RECORD} says {record.source}, {record.kind}; "

@@ -45,6 +45,10 @@ def export_adapter(name: str, *, store: AdapterStore, format: ExportFormat, out:
             f"{name} adapts the text encoder, whose layers PEFT knows by names that differ between versions of "
             "transformers; export it as diffusers or kohya"
         )
+    if not adapter.lora and not adapter.prompt:
+        raise BadInput(
+            f"{name} is the backbone itself, without weights: there is nothing that another tool could load"
+        )
     # Noted before anything is written: a copy that nobody knows of is worse than a note without a copy.
     note = {"source": name, "sha256": adapter.sha256, "format": format, "place": str(out.resolve())}
     store.append_export(json.dumps(note, sort_keys=True))

@@ -114,10 +114,14 @@ def _front_matter(record: AdapterRecord) -> str:
 
 
 def _about(record: AdapterRecord) -> str:
-    trained = f"trained on the {record.items} pictures of this source alone" if record.items else "imported"
-    what = {"lora": "A LoRA", "prompt": "A soft prompt", "lora+prompt": "A LoRA and a soft prompt"}[
-        record.kind
-    ]
+    by = "known by" if record.kind == "none" else "trained on"
+    trained = f"{by} the {record.items} pictures of this source alone" if record.items else "imported"
+    what = {
+        "lora": "A LoRA",
+        "prompt": "A soft prompt",
+        "lora+prompt": "A LoRA and a soft prompt",
+        "none": "The backbone itself, without weights of its own, as a source",
+    }[record.kind]
     rows = {
         "licence": record.license,
         "author": record.author,

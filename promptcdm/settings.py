@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["lora", "prompt", "lora+prompt"]
+Kind = Literal["lora", "prompt", "lora+prompt", "none"]
 Unconditional = Literal["backbone", "adapter"]
 RouterName = Literal["uniform", "prior", "prompt", "posterior", "regional"]
 DrawName = Literal["", "once", "step"]
@@ -45,7 +45,11 @@ class BackboneSettings:
 class TrainSettings:
     """How one source trains its adapter."""
 
-    kind: Kind = _setting("lora", "lora, prompt or lora+prompt")
+    kind: Kind = _setting(
+        "lora",
+        "lora, prompt, lora+prompt, or none: no weights, the backbone itself as a source of the sum, known to the "
+        "routers by pictures and captions of what it draws",
+    )
     steps: int = _setting(500, "optimizer steps")
     batch_size: int = _setting(8, "pictures a step")
     rank: int = _setting(8, "LoRA rank r")

@@ -76,19 +76,19 @@ def train_adapter(
 
     With `checkpoint`, a folder, training goes on from there after an interruption; with `cache` what is encoded is kept
     on disk, until its `finish` is called. Of several `processes` each runs its part of a step's rows and returns the
-    adapter; the main one alone keeps checkpoints and calls the onlooker. Raises BadInput for settings out of
-    range and RunFailed where the loss is not finite or the device's memory is too small. The backbone is left as it
-    was, bit for bit.
+    adapter; the main one alone keeps checkpoints and calls the onlooker. Of kind none nothing is learned: the adapter is
+    the source's statistics. Raises BadInput for settings out of range and RunFailed where the loss is not finite or the
+    device's memory is too small. The backbone is left as it was, bit for bit.
     """
     check_settings(settings)
     exact = deterministic_kernels(backbone.device, settings.deterministic)
     with backbone.lock, memory_is_told(backbone), exact:
         data = encode_source(source, backbone, settings, settings.trigger or source.trigger, cache=cache)
         with trainable(backbone, settings, source.manifest().merkle_root) as parameters:
-            again, _ = checkpoints(parameters, data, backbone, settings, bound=True)
+            again = bool(parameters) and checkpoints(parameters, data, backbone, settings, bound=True)[0]
             run = _Run(parameters, data, backbone, settings, source, processes, again)
             with checkpointing(backbone, again):
-                log = _optimize(run, checkpoint, on_step, onlooker)
+                log = _optimize(run, checkpoint, on_step, onlooker) if parameters else []
             weights = read_out(parameters, backbone, settings)
     return _adapter(run, weights, trained_statistics(source, data, backbone, cache), log)
 

@@ -102,6 +102,8 @@ def plan_training(source: Source, backbone: Backbone, settings: TrainSettings = 
     """
     own = replace(settings, slices=1)
     check_settings(own)
+    if settings.kind == "none":
+        raise BadInput("kind is none: nothing is learned, so there is nothing to measure; train it as it is")
     with backbone.lock, memory_is_told(backbone):
         sizes, out = picture_sizes(source, backbone, own), held_out_items(source, own)
         often = max(sizes.values(), key=len)

@@ -102,7 +102,9 @@ def train_source(
 
 
 def steps_of(source: Source, settings: TrainSettings) -> int:
-    """Steps of a whole training: those of every slice."""
+    """Steps of a whole training: those of every slice; none where nothing is learned."""
+    if settings.kind == "none":
+        return 0
     return settings.steps * (len(slices_of(source, settings.slices)) if settings.slices > 1 else 1)
 
 

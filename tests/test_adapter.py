@@ -344,7 +344,8 @@ def test_the_two_lora_files_must_agree(tmp_path: Path) -> None:
 def test_saving_checks_too(tmp_path: Path) -> None:
     good = made_adapter()
     bad: list[tuple[Adapter, str]] = [
-        (replace(good, lora={}), "neither a LoRA nor a soft prompt"),
+        (replace(good, lora={}, statistics=None), "neither a LoRA nor a soft prompt nor statistics"),
+        (replace(good, lora={}), "says birds, lora; the files are birds, none"),
         (replace(good, source="cats"), "adapter.json says birds"),
         (replace(good, statistics=None), "router.safetensors is absent"),
         (replace(good, manifest=made_manifest("cats")), "disagree about source"),

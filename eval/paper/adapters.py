@@ -1,6 +1,7 @@
 """Who is trained on what: an adapter for each source alone, and monoliths on all pictures together.
 
     NAME             one source
+    backbone         the backbone itself, known by pictures and captions of what it draws: nothing is learned
     monolith         all sources' pictures, the same rank
     monolith fast    the same at the sources' learning rate
     monolith 8r      all, eight times the rank
@@ -27,6 +28,7 @@ import torch
 from baselines.soup import soup
 
 from paper.plan import Plan
+from paper.sources import BACKBONE
 from paper.units import Units
 from promptcdm.adapter import Adapter, adapter_digest
 from promptcdm.backbone import Backbone
@@ -61,6 +63,8 @@ def tag(source: str, names: Sequence[str]) -> str:
 def settings_of(plan: Plan, name: str, sources: int, seed: int) -> TrainSettings:
     """How the adapter `name` is trained: a source's name, or a monolith's."""
     settings = replace(plan.training, seed=seed)
+    if name == BACKBONE:
+        return replace(settings, kind="none")
     if plan.budget == "plateau":
         settings = replace(settings, steps=settings.steps * 4, held_out=0.1, patience=5)
     if name in RATE_SHARE:

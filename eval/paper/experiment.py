@@ -30,6 +30,7 @@ from paper.classifier import classifier_units
 from paper.pictures import Drawing
 from paper.plan import Plan
 from paper.sheet import draw_sheet
+from paper.sources import BACKBONE, backbone_folder
 from paper.stage import Stage, read_csv
 from paper.storage import storage
 from paper.systems import systems_of
@@ -37,6 +38,7 @@ from paper.tifa_scores import judge_drawings, judge_real, write_questions, write
 from paper.units import Units, done, start
 from promptcdm.backbone import Backbone
 from promptcdm.device_class import device_class
+from promptcdm.source import Source
 from promptcdm.tensorfile import write_json
 
 Say = Callable[[str], None]
@@ -93,7 +95,7 @@ class Experiment:
             units |= self._trainings(seed, stage.plan.monoliths[:1])
         if stage.plan.options["continual"]:
             units |= continual.sequence_units(stage)
-        units |= self._trainings(0, stage.names)
+        units |= {**self._trainings(0, stage.names), **self._backbone()}
         for seed in range(1, stage.plan.seeds):
             units |= self._trainings(seed, stage.names)
         start(units)
@@ -104,6 +106,14 @@ class Experiment:
     def _classifier(self) -> Units:
         stage = self.stage
         return classifier_units(stage.sources, stage.backbone, stage.out, stage.plan.seed)
+
+    def _backbone(self) -> Units:
+        """The backbone as a source, where a folder tells what it draws."""
+        stage, folder = self.stage, backbone_folder(self.stage.plan)
+        if folder is None:
+            return {}
+        opened = {BACKBONE: Source.open(folder, BACKBONE)}
+        return adapters.training_units(stage.plan, stage.out, stage.backbone, opened, 0, [BACKBONE])
 
     def _trainings(self, seed: int, names: Sequence[str]) -> Units:
         stage = self.stage

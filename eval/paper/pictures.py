@@ -25,6 +25,7 @@ from PIL import Image
 from paper.adapters import bare_adapter, core_seconds, file_name, tag
 from paper.phrases import PhraseUNet
 from paper.prompts import Prompt
+from paper.sources import BACKBONE
 from paper.stage import Stage, batches, fresh_slots, write_csv
 from paper.systems import Asked, System
 from paper.units import Units, done
@@ -150,7 +151,9 @@ def adapters_of(stage: Stage, drawing: Drawing) -> list[Adapter]:
         return []
     names = _names(stage, drawing) if system.of == "sources" else [system.of]
     adapters = [stage.adapter(name, drawing.seed) for name in names]
-    return [bare_adapter(adapters[0]), *adapters] if system.beside_backbone else adapters
+    if system.first == "backbone":
+        return [stage.adapter(BACKBONE), *adapters]
+    return [bare_adapter(adapters[0]), *adapters] if system.first else adapters
 
 
 def _names(stage: Stage, drawing: Drawing) -> list[str]:
@@ -179,7 +182,8 @@ def _record(
 ) -> dict[str, Any]:
     image.save(folder / f"{prompt.id}.png")
     routed = drawing.system.of == "sources" and weights
-    mean = torch.stack(list(weights)).mean(0)[-len(names) :] if routed else None
+    of_all = torch.stack(list(weights)).mean(0) if weights and drawing.system.of != "backbone" else None
+    mean = of_all[-len(names) :] if routed and of_all is not None else None
     at = [0, len(weights) // 2, len(weights) - 1]
     entropy = [round(_entropy(weights[i]), 5) if routed else None for i in at]
     return {
@@ -192,6 +196,9 @@ def _record(
         "seconds": seconds,
         **dict(zip(("entropy_first", "entropy_middle", "entropy_last"), entropy, strict=True)),
         "most": names[int(mean.argmax())] if mean is not None else "",
+        "backbone_weight": round(float(of_all[0]), 5)
+        if drawing.system.first and of_all is not None
+        else None,
         "truth_weight": round(_of_truth(mean, names, prompt), 5) if mean is not None else None,
     }
 

@@ -158,6 +158,7 @@ LONGER = replace(
         *("backbone", "monolith", "monolith 8r", "oracle source", "draw prompt", "average"),
         *("prompt top-1", "product", "product top-1", "regional"),
         *("product, backbone", "monolith, backbone", "monolith 8r, backbone"),
+        *("product, backbone as source", "monolith, backbone as source", "monolith 8r, backbone as source"),
         *("phrases", "phrases, layout", "monolith phrases"),
     ),
     ruler_pictures=200,

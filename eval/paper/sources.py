@@ -2,6 +2,7 @@
 
     FOLDER/NAME/            an image folder a source; of its metadata.jsonl, `concept` and `label` are read too
     FOLDER/heldout/NAME/    pictures of it that no source trains on
+    FOLDER/backbone/        may be there: what the backbone draws, for systems in which it is a source without weights
 
 An idea is a concept with its name in words. Its part, validation or test, follows from its concept alone, for pictures
 and prompts alike: what a choice is made on is in no final figure.
@@ -27,6 +28,7 @@ sys.path.append(str(EXAMPLES / "emoji"))
 from captions import with_article  # type: ignore[import-not-found,unused-ignore]
 
 VALIDATION_SHARE = 4  # one concept of four
+BACKBONE = "backbone"  # the source that is the backbone itself
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,19 @@ def source_names(plan: Plan) -> tuple[str, ...]:
     if not root.is_dir():
         raise BadInput(f"{root}: no such folder; examples/emoji/build.py makes one, or give --sources")
     there = {path.name for path in root.iterdir() if (path / "metadata.jsonl").is_file()}
-    names = plan.names or tuple(there - {"scenes"})
+    names = plan.names or tuple(there - {"scenes", BACKBONE})
     missing = sorted(set(names) - there)
     if missing or len(names) < 2:
         raise BadInput(
             f"{root} holds {', '.join(sorted(there)) or 'no source'}; {missing or 'two sources'} needed"
         )
     return tuple(sorted(names))
+
+
+def backbone_folder(plan: Plan) -> Path | None:
+    """The pictures and captions of what the backbone draws; None where there are none."""
+    folder = Path(plan.sources) / BACKBONE
+    return folder if (folder / "metadata.jsonl").is_file() else None
 
 
 class Opened(Mapping[str, Source]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from baselines.ito import ito_router
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from paper.plan import Plan
 from paper.prompts import Prompt
+from paper.sources import backbone_folder
 from promptcdm.adapter import Adapter
 from promptcdm.backbone import Backbone
 from promptcdm.errors import BadInput
@@ -84,7 +85,7 @@ class System:
     phrases: bool = False  # each phrase of a joined prompt in its own region: joined prompts only
     layout_until: float = 0.0  # with `phrases`: the backbone alone lays the scene out up to here
     tagged: bool = False  # a source, drawn from pi(c), is named before the prompt
-    beside_backbone: bool = False  # the bare backbone is composed too, as the first of them
+    first: Literal["", "bare backbone", "backbone"] = ""  # composed too, before them; "backbone" is a source
 
     @property
     def kind(self) -> str:
@@ -184,7 +185,7 @@ SYSTEMS: tuple[System, ...] = (
         "LoRAtorio",
         "by patch, who differs most from the backbone",
         lambda asked: loratorio_router(),
-        beside_backbone=True,
+        first="bare backbone",
     ),
     *_top(_classifier, "classifier", "pi(c) times a classifier of x_t that saw every source"),
     *_top(_posterior, "posterior", "each source's own Gaussian of x_t"),
@@ -194,21 +195,31 @@ SYSTEMS: tuple[System, ...] = (
         "product, backbone",
         "the product, with the bare backbone in the sum",
         lambda asked: beside_backbone(_posterior(asked, asked.prior), BACKBONE_SHARE),
-        beside_backbone=True,
+        first="bare backbone",
     ),
     System(
         "monolith, backbone",
         "the monolith, with the bare backbone in the sum",
         _monolith_beside_backbone,
         "monolith",
-        beside_backbone=True,
+        first="bare backbone",
     ),
     System(
         "monolith 8r, backbone",
         "the same for rank 8 r",
         _monolith_beside_backbone,
         "monolith 8r",
-        beside_backbone=True,
+        first="bare backbone",
+    ),
+    System(
+        "product, backbone as source",
+        "the product, the backbone one more source: without weights, known by what it draws",
+        _named("posterior"),
+        first="backbone",
+    ),
+    *(
+        System(f"{name}, backbone as source", "the same for it", _named("posterior"), name, first="backbone")
+        for name in ("monolith", "monolith 8r")
     ),
     System("Ito", "SuperDiff's OR, from pi(c)", lambda asked: ito_router(asked.prior), ancestral=True),
     System(
@@ -234,15 +245,23 @@ SYSTEMS: tuple[System, ...] = (
     ),
 )
 # Which may become the primary system of its kind; all are measured alike on validation prompts.
-COMPOSED = ("product", "product top-1", "product top-2", "prompt top-1", "draw prompt")
-MONOLITHS = ("monolith", "monolith fast", "monolith 8r", "monolith tagged")
+COMPOSED = (
+    *("product", "product top-1", "product top-2", "prompt top-1", "draw prompt"),
+    "product, backbone as source",
+)
+MONOLITHS = (
+    *("monolith", "monolith fast", "monolith 8r", "monolith tagged"),
+    *("monolith, backbone as source", "monolith 8r, backbone as source"),
+)
 
 
 def systems_of(plan: Plan) -> tuple[System, ...]:
     """The systems of a plan. Raises BadInput for a name that is none.
 
-    Where adapters have their own unconditional branch, LoRA Composite is the average itself and is left out.
+    Where adapters have their own unconditional branch, LoRA Composite is the average itself and is left out; where
+    nothing tells what the backbone draws, it is no source.
     """
+    known = backbone_folder(plan) is not None
     unknown = sorted(set(plan.systems) - {system.name for system in SYSTEMS})
     if unknown:
         raise BadInput(f"no system is called {unknown[0]}; known: {', '.join(s.name for s in SYSTEMS)}")
@@ -252,6 +271,7 @@ def systems_of(plan: Plan) -> tuple[System, ...]:
         if (not plan.systems or system.name in plan.systems)
         and (system.kind != "monolith" or system.of in plan.monoliths)
         and not (system.name == "composite" and plan.training.unconditional == "adapter")
+        and (known or system.first != "backbone")
     )
 
 
