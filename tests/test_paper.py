@@ -62,6 +62,18 @@ def draw_collections(root: Path, count: int = 36) -> list[str]:
     return [f"{colour}-{shape}" for n, (colour, shape) in enumerate(concepts) if n % 4 < SEEN]
 
 
+def draw_backbone(root: Path, known: list[str]) -> None:
+    """What the backbone draws, as a folder beside the sources: there it is a source as well."""
+    folder = root / "backbone"
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for concept in known:
+        colour, shape = concept.split("-")
+        _picture(colour, shape, 0).save(folder / f"{concept}.png")
+        lines.append(json.dumps({"file_name": f"{concept}.png", "text": f"a {colour} {shape}"}) + "\n")
+    (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
 def _picture(colour: str, shape: str, style: int) -> Image.Image:
     picture = Image.new("RGB", (32, 32), "white")
     pen = ImageDraw.Draw(picture)
@@ -78,6 +90,7 @@ def _picture(colour: str, shape: str, style: int) -> Image.Image:
 def tiny_plan(tmp_path: Path, backbone: Path, **changed: object) -> Plan:
     """A plan that takes seconds."""
     known = draw_collections(tmp_path / "pictures")
+    draw_backbone(tmp_path / "pictures", known)
     own = tmp_path / "backbone"
     if not own.exists():
         import shutil
@@ -122,7 +135,7 @@ def test_a_tiny_stable_diffusion_goes_through_all_of_it(tmp_path: Path, tiny_sd1
         and "product top-1" in report
         and "2 of 2 sources as if never there" in "".join(said)
     )
-    assert "negative source 0.5" in report
+    assert "negative source 0.5" in report and "product, backbone as source" in report
     costs = json.loads((out / "raw" / "cost.json").read_text(encoding="utf-8"))["training"]
     assert costs["monolith"]["seen"] == 2 * costs["filled"]["seen"] == 8
     before = (out / "raw" / "tifa.csv").read_bytes()

@@ -25,7 +25,7 @@ from baselines.loratorio import loratorio_router
 from torch import Tensor
 
 from paper.adapters import bare_adapter
-from paper.sources import part_of, read_rows
+from paper.sources import BACKBONE, backbone_folder, part_of, read_rows
 from paper.stage import Stage, fresh_slots, read_csv, write_csv
 from paper.units import done
 from promptcdm.adapter import Adapter
@@ -112,6 +112,14 @@ def routers(stage: Stage, captions: Sequence[str], truth: Sequence[str], seed: i
     features = stage.backbone.prompt_features(list(captions))
     prior = prompt_prior(features, known).cpu()
     right = torch.stack([torch.eye(n)[stage.names.index(name)] for name in truth])
+    more: dict[str, Router] = {}
+    if backbone_folder(stage.plan):
+        backbone = stage.adapter(BACKBONE).statistics
+        assert backbone is not None
+        all_known = [backbone, *known]
+        more[WITH_BACKBONE] = posterior_router(
+            stack_statistics(all_known), prompt_prior(features, all_known).cpu()
+        )
     return {
         "average": uniform_router(n),
         "oracle source": prior_router(right),
@@ -120,9 +128,11 @@ def routers(stage: Stage, captions: Sequence[str], truth: Sequence[str], seed: i
         "posterior": posterior_router(statistics, share),
         "prompt": prior_router(prior),
         "product": posterior_router(statistics, prior),
+        **more,
     }
 
 
+WITH_BACKBONE = "product, backbone as source"
 _ALSO_TOP = ("classifier", "posterior", "prompt", "product")
 
 
@@ -211,11 +221,10 @@ def _of_level(
     made = {f"{name} alone" if name in stage.names else name: each for name, each in eps.items()}
     losses = {}
     for name, router in own.items():
-        beside = name == "LoRAtorio"
-        given = torch.cat([eps["backbone"][None], by]) if beside else by
-        w, _ = router.route(router.start, x_t, alpha_bar, given)
-        w = w[:, 1:] if beside else w
-        made[name] = compose_noise(by, w)
+        of_all = torch.cat([eps["backbone"][None], by]) if name in ("LoRAtorio", WITH_BACKBONE) else by
+        w, _ = router.route(router.start, x_t, alpha_bar, of_all)
+        made[name] = compose_noise(of_all, w)
+        w = w[:, -len(by) :]
         for k in (1, 2) if name in _ALSO_TOP else ():
             made[f"{name} top-{k}"] = compose_noise(by, keep_largest(w, k))
         chance = by_source(w).gather(1, right[:, None])[:, 0]
