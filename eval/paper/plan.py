@@ -154,6 +154,7 @@ LONGER = replace(
     training=replace(TRAINING, steps=480, mixed_precision="bf16"),
     source_rank=16,
     guidance=(2.0, 4.0),
+    drawn_in="bfloat16",
     systems=(
         *("backbone", "monolith", "monolith 8r", "oracle source", "draw prompt", "average"),
         *("prompt top-1", "product", "product top-1", "regional"),
