@@ -120,7 +120,7 @@ def _about(record: AdapterRecord) -> str:
         "lora": "A LoRA",
         "prompt": "A soft prompt",
         "lora+prompt": "A LoRA and a soft prompt",
-        "none": "The backbone itself, without weights of its own, as a source",
+        "none": "The backbone itself as a source, without weights,",
     }[record.kind]
     rows = {
         "licence": record.license,

@@ -76,9 +76,9 @@ def train_adapter(
 
     With `checkpoint`, a folder, training goes on from there after an interruption; with `cache` what is encoded is kept
     on disk, until its `finish` is called. Of several `processes` each runs its part of a step's rows and returns the
-    adapter; the main one alone keeps checkpoints and calls the onlooker. Of kind none nothing is learned: the adapter is
-    the source's statistics. Raises BadInput for settings out of range and RunFailed where the loss is not finite or the
-    device's memory is too small. The backbone is left as it was, bit for bit.
+    adapter; the main one alone keeps checkpoints and calls the onlooker. Of kind none nothing is learned: the adapter
+    is the source's statistics. Raises BadInput for settings out of range and RunFailed where the loss is not finite or
+    the device's memory is too small. The backbone is left as it was, bit for bit.
     """
     check_settings(settings)
     exact = deterministic_kernels(backbone.device, settings.deterministic)

@@ -232,7 +232,7 @@ def test_missing_statistics_are_named(tmp_path: Path) -> None:
         ({"format": None}, "format None is unknown"),
         ({"colour": "red"}, "unknown key colour; known are format, source"),
         ({"backbone": {"name": "n", "digest": "d"}}, r"backbone\.architecture: Field required"),
-        ({"kind": "loha"}, "kind: Input should be 'lora', 'prompt' or 'lora"),
+        ({"kind": "loha"}, "kind: Input should be 'lora', 'prompt', 'lora"),
         ({"items": "6"}, "items: Input should be a valid integer"),
         ({"author": "a\nb"}, "author: String should match"),
         ({"source": "../birds"}, "source name '../birds'"),
