@@ -33,7 +33,7 @@ from paper.sheet import draw_sheet
 from paper.sources import BACKBONE, backbone_folder
 from paper.stage import Stage, read_csv
 from paper.storage import storage
-from paper.systems import systems_of
+from paper.systems import system_named, systems_of
 from paper.tifa_scores import judge_drawings, judge_real, write_questions, write_scores
 from paper.units import Units, done, start
 from promptcdm.backbone import Backbone
@@ -88,11 +88,9 @@ class Experiment:
         return f"{len(self.stage.prompts)} prompts about {len(self.stage.names)} sources"
 
     def adapters(self) -> str:
-        """All trainings; the longest come first. Should another monolith be chosen than the first, its seeds follow."""
+        """All trainings; the longest come first. The other seeds of the monolith that will be chosen follow then."""
         stage = self.stage
         units = {**self._trainings(0, stage.plan.monoliths), **self._classifier()}
-        for seed in range(1, stage.plan.seeds):
-            units |= self._trainings(seed, stage.plan.monoliths[:1])
         if stage.plan.options["continual"]:
             units |= continual.sequence_units(stage)
         units |= {**self._trainings(0, stage.names), **self._backbone()}
@@ -135,8 +133,9 @@ class Experiment:
 
     def _other_monoliths(self) -> Units:
         units: dict[Path, Callable[[], object]] = {}
+        chosen = {system_named(name).of for name in (self.choice.monolith, self.choice.joined["monolith"])}
         for seed in range(1, self.stage.plan.seeds):
-            units |= self._trainings(seed, [self.choice.monolith])
+            units |= self._trainings(seed, sorted(chosen))
         return units
 
     @cached_property

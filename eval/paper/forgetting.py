@@ -26,8 +26,9 @@ from paper.compare import difference
 from paper.fidelity_scores import compared_prompts, drawn_features, figures, real_features
 from paper.pictures import Drawing, draw, picture_folder
 from paper.prompts import Prompt
+from paper.sources import BACKBONE
 from paper.stage import Stage, write_csv
-from paper.systems import SYSTEMS, System
+from paper.systems import system_named
 from paper.tifa_scores import by_prompt, judge_drawings
 from paper.units import done
 from promptcdm.errors import RunFailed
@@ -37,11 +38,6 @@ from promptcdm.store import AdapterStore
 from promptcdm.tensorfile import write_json
 
 _EQUAL = 2  # pictures that are drawn from both stores
-
-
-def system_named(name: str) -> System:
-    """The system of that name."""
-    return next(system for system in SYSTEMS if system.name == name)
 
 
 def forget_sources(stage: Stage, choice: Choice) -> list[dict[str, Any]]:
@@ -107,9 +103,10 @@ def _stores(stage: Stage, name: str, folder: Path) -> float:
     place = Path("work", "seed-0", "adapters")
     for kind in ("with", "forgot", "never"):
         shutil.rmtree(folder / kind, ignore_errors=True)
-        for own in stage.names:
-            if kind != "never" or own != name:
-                shutil.copytree(store_of(stage.out, 0).root / own, folder / kind / place / own)
+        for own in (*stage.names, BACKBONE):
+            there = store_of(stage.out, 0).root / own
+            if there.is_dir() and (kind != "never" or own != name):
+                shutil.copytree(there, folder / kind / place / own)
     start = time.perf_counter()
     forget(name, store=AdapterStore(folder / "forgot" / place))
     return (time.perf_counter() - start) * 1000

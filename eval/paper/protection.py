@@ -18,9 +18,9 @@ import numpy as np
 
 from paper.choose import Choice
 from paper.fidelity_scores import compared_prompts, drawn_features, picture_features, real_features
-from paper.forgetting import system_named
 from paper.sources import read_rows
 from paper.stage import Stage, fresh_slots, write_csv
+from paper.systems import system_named
 from paper.units import Units, done
 from promptcdm.composed_unet import ComposedUNet
 from promptcdm.fixed_noise import denoising_errors

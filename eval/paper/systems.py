@@ -275,6 +275,11 @@ def systems_of(plan: Plan) -> tuple[System, ...]:
     )
 
 
+def system_named(name: str) -> System:
+    """The system of that name."""
+    return next(system for system in SYSTEMS if system.name == name)
+
+
 def _known(adapter: Adapter) -> Statistics:
     assert adapter.statistics is not None  # all were trained here
     return adapter.statistics

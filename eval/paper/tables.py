@@ -18,7 +18,7 @@ from paper.adapters import MONOLITH
 from paper.compare import Estimate, Scores, difference, gain, mean
 from paper.plan import STRATA
 from paper.stage import read_csv, write_csv
-from paper.systems import SYSTEMS
+from paper.systems import MONOLITHS, SYSTEMS
 from paper.tifa_scores import REAL, by_prompt
 
 Rows = Sequence[Mapping[str, str]]
@@ -203,6 +203,9 @@ def _tifa_claims(raw: Raw) -> list[dict[str, Any]]:
     if bare.size:
         alone = difference(ours, bare)
         rows.append(_claim("the same, in points over the backbone alone", "above 0", alone, alone.low > 0))
+    for name in [name for name in MONOLITHS if name in raw.systems and name != primary["monolith"]]:
+        more = gain(ours, _as_used(raw, name, name))
+        rows.append(_claim(f"the same gain over {name}", ">= 0.20", more, more.value >= 0.2))
     for stratum in ONLY_SOURCES:
         own = [raw.scores(raw.judge, primary[kind], (stratum,)) for kind in ("composed", "monolith")]
         if all(each.size for each in own):
