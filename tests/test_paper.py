@@ -221,3 +221,17 @@ def test_beside_the_backbone_the_sources_share_what_it_leaves_them() -> None:
     )
     by_place, _ = router.route(state, eps[0], torch.ones(2), eps)
     assert by_place.shape == (2, 3, 4, 4) and torch.allclose(by_place[..., 0, 0], found)
+
+
+def test_of_equal_trials_the_scale_that_suits_the_others_is_chosen() -> None:
+    from paper.choose import _first
+    from paper.pictures import Drawing
+    from paper.systems import system_named
+
+    def trial(name: str, scale: float) -> Drawing:
+        return Drawing(system_named(name), scale, "")
+
+    low, high = trial("product", 2.0), trial("product", 4.0)
+    tried = [(0.9, low), (0.9, high), (0.5, trial("average", 2.0)), (0.8, trial("average", 4.0))]
+    assert _first(tried) is high
+    assert _first([(0.91, low), *tried[1:]]) is low

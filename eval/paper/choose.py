@@ -1,7 +1,8 @@
 """What is chosen on validation prompts, with equally many trials for every kind of system, and then kept.
 
 Every kind (composed, monolith, backbone) is tried with the same guidance scales. The primary composed system and the
-primary monolith are those with the highest TIFA by the first judge; their scale is their kind's. What draws prompts
+primary monolith are those with the highest TIFA by the first judge; their scale is their kind's, and where two scales
+are equal for one, that which suits the kind's other systems better. What draws prompts
 that join two ideas is chosen apart, on the joined validation prompts alone: the primary system, or the same adapters
 by region or beside the backbone.
 
@@ -59,7 +60,7 @@ def choose(stage: Stage, ruler: Sequence[dict[str, str]]) -> Choice:
         for scale in stage.plan.guidance
     ]
     tried = _tried(stage, trials, prompts, judge)
-    first = {kind: max((t for t in tried if t[1].system.kind == kind), key=_score)[1] for kind in CANDIDATES}
+    first = {kind: _first([t for t in tried if t[1].system.kind == kind]) for kind in CANDIDATES}
     both = [prompt for prompt in prompts if prompt.stratum == "joined"]
     by_region = {
         kind: [first[kind], *(replace(first[kind], system=there[name]) for name in names if name in there)]
@@ -86,6 +87,15 @@ def choose(stage: Stage, ruler: Sequence[dict[str, str]]) -> Choice:
         },
     )
     return choice
+
+
+def _first(tried: Sequence[tuple[float, Drawing]]) -> Drawing:
+    """The best of one kind; of equal ones that whose guidance suits the others of its kind better."""
+
+    def mean(scale: float) -> float:
+        return float(np.mean([tifa for tifa, trial in tried if trial.guidance == scale]))
+
+    return max(tried, key=lambda pair: (pair[0], mean(pair[1].guidance)))[1]
 
 
 def _tried(
