@@ -88,16 +88,12 @@ class Experiment:
         return f"{len(self.stage.prompts)} prompts about {len(self.stage.names)} sources"
 
     def adapters(self) -> str:
-        """All trainings; the longest come first. The other seeds of the monolith that will be chosen follow then."""
+        """What the pictures need, the longest first; the other seeds of the monolith that will be chosen follow then."""
         stage = self.stage
         units = {**self._trainings(0, stage.plan.monoliths), **self._classifier()}
-        if stage.plan.options["continual"]:
-            units |= continual.sequence_units(stage)
         units |= {**self._trainings(0, stage.names), **self._backbone()}
         for seed in range(1, stage.plan.seeds):
             units |= self._trainings(seed, stage.names)
-        start(units)
-        start(scale.split_units(stage))  # these are needed late: nobody waits for them here
         done(units)
         return f"{len(units)} trainings"
 
