@@ -1,9 +1,9 @@
 """What is chosen on validation prompts, with equally many trials for every kind of system, and then kept.
 
 Every kind (composed, monolith, backbone) is tried with the same guidance scales. The primary composed system and the
-primary monolith are those with the highest TIFA by the first judge; their scale is their kind's, and where two scales
-are equal for one, that which suits the kind's other systems better. What draws prompts that join two ideas is chosen
-apart, on the joined validation prompts alone: the primary system, or the same adapters by region or beside the backbone.
+primary monolith are those with the highest TIFA by the first judge; their scale is their kind's, and of two that are
+equal for one the scale that suits the kind's other systems better. What draws prompts that join two ideas is chosen
+apart, on the joined validation prompts alone: the primary system, or the same adapters by region or with the backbone.
 
     raw/choice.json    every trial with its TIFA, what was chosen, and the best single source
 """

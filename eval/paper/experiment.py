@@ -88,7 +88,7 @@ class Experiment:
         return f"{len(self.stage.prompts)} prompts about {len(self.stage.names)} sources"
 
     def adapters(self) -> str:
-        """What the pictures need, the longest first; the other seeds of the monolith that will be chosen follow then."""
+        """What the pictures need, the longest first; the seeds of the monolith that will be chosen follow then."""
         stage = self.stage
         units = {**self._trainings(0, stage.plan.monoliths), **self._classifier()}
         units |= {**self._trainings(0, stage.names), **self._backbone()}
