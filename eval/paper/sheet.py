@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from textwrap import wrap
 
 from PIL import Image, ImageDraw
 
@@ -14,7 +15,7 @@ from paper.prompts import Prompt
 from paper.stage import Stage
 from promptcdm.tensorfile import write_bytes
 
-SIDE, GAP, LEFT, HEAD = 72, 4, 170, 34  # pixels
+SIDE, GAP, LEFT, HEAD = 72, 4, 170, 38  # pixels
 
 
 def draw_sheet(stage: Stage, drawings: Sequence[Drawing]) -> Path:
@@ -28,7 +29,7 @@ def draw_sheet(stage: Stage, drawings: Sequence[Drawing]) -> Path:
     pen = ImageDraw.Draw(page)
     for column, drawing in enumerate(drawings):
         x = LEFT + column * (SIDE + GAP)
-        for line, word in enumerate(_lines(drawing.system.name)):
+        for line, word in enumerate(wrap(drawing.system.name, 14)):
             pen.text((x + 1, 2 + 11 * line), word, fill="black")
         for row, prompt in enumerate(prompts):
             own = picture_folder(stage, drawing) / f"{prompt.id}.png"
@@ -43,10 +44,6 @@ def draw_sheet(stage: Stage, drawings: Sequence[Drawing]) -> Path:
     page.save(file, "PNG")
     write_bytes(path, file.getvalue())  # whole, whichever worker is the last
     return path
-
-
-def _lines(name: str) -> list[str]:
-    return name.split(maxsplit=1)
 
 
 def _wrapped(prompt: Prompt) -> list[str]:
