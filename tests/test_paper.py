@@ -223,6 +223,15 @@ def test_beside_the_backbone_the_sources_share_what_it_leaves_them() -> None:
     assert by_place.shape == (2, 3, 4, 4) and torch.allclose(by_place[..., 0, 0], found)
 
 
+def test_the_other_budget_is_another_run() -> None:
+    from paper.run import _arguments, plan_of
+
+    plan = plan_of(_arguments(["--plan", "longer", "--budget", "plateau"]))
+    assert (plan.name, plan.budget, PLANS["longer"].budget) == ("longer-plateau", "plateau", "images")
+    own, monolith = (settings_of(plan, name, 4, 0) for name in ("animals", "monolith"))
+    assert own.held_out and own.patience and monolith.steps == 4 * own.steps == 16 * plan.training.steps
+
+
 def test_of_equal_trials_the_scale_that_suits_the_others_is_chosen() -> None:
     from paper.choose import _first
     from paper.pictures import Drawing

@@ -97,6 +97,8 @@ def plan_of(given: argparse.Namespace) -> Plan:
         plan = replace(plan, prompts=str(given.prompts))
     if given.built:
         plan = replace(plan, sources=str(given.built / Path(plan.sources).relative_to(BUILT)))
+    if given.budget != plan.budget:
+        plan = replace(plan, name=f"{plan.name}-{given.budget}", budget=given.budget)
     if given.judges:
         plan = replace(plan, judges=tuple(given.judges.split(",")))
     return changed(replace(plan, backbone=given.backbone), given.set)
@@ -118,6 +120,12 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--built", type=Path, help="where build.py wrote vendor's and topic's pictures [examples/emoji/out]"
+    )
+    parser.add_argument(
+        "--budget",
+        choices=("images", "plateau"),
+        default="images",
+        help="equally many pictures seen, or each until its own loss on pictures held out stands still [images]",
     )
     parser.add_argument(
         "--judges", help="names with commas; the first chooses, the last one's scores are told"
