@@ -25,6 +25,7 @@ LICENSES = {
 
 sys.path.insert(0, str(EMOJI))
 
+import backbone_source  # noqa: E402
 import captions  # noqa: E402
 import colours  # noqa: E402
 import scenes  # noqa: E402
@@ -264,6 +265,19 @@ def test_committed_scenes_are_what_the_seeds_give_and_use_held_out_pictures() ->
         with Image.open(SLICE / "scenes" / row["file_name"]) as picture:
             difference = np.abs(np.asarray(picture, np.int16) - np.asarray(scene.picture, np.int16))
         assert difference.mean() < 0.5  # rounding may differ between machines
+
+
+def test_the_backbone_s_own_pictures_are_its_sprites_with_scenes_of_them(tmp_path: Path) -> None:
+    for name, other in (("noto", "fluent-emoji-flat"), ("flat-color-icons", "twemoji")):
+        (tmp_path / name).symlink_to(SLICE / other)  # the slice has none of the backbone's own sets
+    entries = list(backbone_source.backbone_entries(tmp_path))
+    drawn = [entry for entry in entries if not entry.file.startswith("scene-")]
+    scenes_of_them = [entry for entry in entries if entry.file.startswith("scene-")]
+    assert len(drawn) == len(lines(tmp_path / "noto")) + len(lines(tmp_path / "flat-color-icons"))
+    assert len(scenes_of_them) == round(len(drawn) * 28 / 62) > 0
+    assert len({entry.file for entry in entries}) == len(entries)
+    assert any(" and " in entry.text for entry in scenes_of_them)
+    assert {entry.picture.mode for entry in entries} == {"RGB"}
 
 
 def test_the_slice_is_small() -> None:
