@@ -47,7 +47,7 @@ def test_each_type_of_flag_is_read() -> None:
         ("steps", "1.5", "--steps is '1.5'; it takes a whole number"),
         ("learning_rate", "fast", "--learning-rate is 'fast'; it takes a number"),
         ("learning_rate", "nan", "--learning-rate is 'nan'; it takes a number"),
-        ("kind", "dora", "--kind is 'dora'; it takes lora or prompt or lora+prompt"),
+        ("kind", "dora", "--kind is 'dora'; it takes lora or prompt or lora+prompt or none"),
     ],
 )
 def test_a_wrong_flag_says_what_it_takes(flag: str, value: str, message: str) -> None:
