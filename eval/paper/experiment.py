@@ -33,7 +33,7 @@ from paper.sheet import draw_sheet
 from paper.sources import BACKBONE, backbone_folder
 from paper.stage import Stage, read_csv
 from paper.storage import storage
-from paper.systems import system_named, systems_of
+from paper.systems import MONOLITHS, system_named, systems_of
 from paper.tifa_scores import judge_drawings, judge_real, write_questions, write_scores
 from paper.units import Units, done, start
 from promptcdm.backbone import Backbone
@@ -160,6 +160,9 @@ class Experiment:
         whole = [drawing for drawing in (*own, *others) if not drawing.system.phrases]
         primary = next(d for d in whole if d.system.name == self.choice.monolith)
         rows = fidelity_scores.measure(stage, whole, prompts, primary)
+        composed = [d for d in whole if d.system.kind == "composed"]
+        others = [d for d in whole if d.system.name in MONOLITHS and not d.seed and d != primary]
+        fidelity_scores.measure_pairs(stage, composed, prompts, others)
         draw_sheet(stage, own)
         return f"{len(records) + len(more[0])} pictures, {len(rows)} rows of fidelity"
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from paper.adapters import file_name
 from paper.pictures import Drawing, picture_folder
 from paper.prompts import Prompt
 from paper.ruler import HeldOut
@@ -84,11 +85,10 @@ def figures(real: Rows, own: Rows, reference: Rows, seed: int = 0) -> dict[str, 
     Of more drawn pictures than real ones as many are taken, by lot, of both alike. {} where there are fewer than 40 of
     either kind, of which no interval can be told.
     """
-    n = min(len(own), len(real))
-    if n < LEAST:
+    if min(len(own), len(real)) < LEAST:
         return {}
-    kept = np.sort(np.random.default_rng(seed).permutation(len(own))[:n])
-    own, reference = own[kept], reference[kept]
+    x, own, reference = _as_many(real, own, reference, seed)
+    n = len(own)
     found = compare_features(real, own, seed=seed)
     row: dict[str, Any] = {"pictures": n, "floor_pictures": floor_size(n, len(real))}
     for name in ("kid", "fd", "precision", "recall", "density", "coverage"):
@@ -96,11 +96,23 @@ def figures(real: Rows, own: Rows, reference: Rows, seed: int = 0) -> dict[str, 
         row |= {name: figure.value, f"{name}_low": figure.interval[0], f"{name}_high": figure.interval[1]}
         row[f"{name}_floor"] = figure.floor
     row["fd_excess"] = found["fd"].excess
-    x, groups = real[:n], jackknife_groups(n, seed)
+    return row | _beside(x, own, reference, found["fd"].floor, seed)
+
+
+def _as_many(real: Rows, own: Rows, reference: Rows, seed: int) -> tuple[Rows, Rows, Rows]:
+    n = min(len(own), len(real))
+    kept = np.sort(np.random.default_rng(seed).permutation(len(own))[:n])
+    return real[:n], own[kept], reference[kept]
+
+
+def _beside(x: Rows, own: Rows, reference: Rows, floor: float, seed: int) -> dict[str, float | None]:
+    """KID minus the reference's, and the Fréchet ratio, both paired: the same prompts, seeds and real pictures."""
+    groups = jackknife_groups(len(own), seed)
     apart = np.subtract(kid_left_out(x, own, groups), kid_left_out(x, reference, groups))
-    row["kid_minus"] = unbiased_kid(x, own) - unbiased_kid(x, reference)
-    row["kid_minus_low"], row["kid_minus_high"] = jackknife_interval(row["kid_minus"], apart.tolist())
-    return row | _ratio(x, own, reference, found["fd"].floor, groups)
+    minus = unbiased_kid(x, own) - unbiased_kid(x, reference)
+    low, high = jackknife_interval(minus, apart.tolist())
+    told = {"kid_minus": minus, "kid_minus_low": low, "kid_minus_high": high}
+    return {**told, **_ratio(x, own, reference, floor, groups)}
 
 
 def _ratio(x: Rows, own: Rows, reference: Rows, floor: float, groups: Any) -> dict[str, float | None]:
@@ -134,6 +146,33 @@ def measure(
     rows = [{key: row[key] for key in first} | row for row in done(units).values() if row]
     write_csv(stage.raw / "fidelity.csv", rows)
     return rows
+
+
+def measure_pairs(
+    stage: Stage, drawings: Sequence[Drawing], prompts: Sequence[Prompt], references: Sequence[Drawing]
+) -> None:
+    """raw/fidelity_pairs.csv: every drawing, already measured, beside every reference, in KID and as Fréchet ratio."""
+    wanted = compared_prompts(prompts)
+    units: dict[Path, Callable[[], Any]] = {}
+    for tower in stage.plan.towers:
+        for drawing in drawings:
+            for other in references:
+                path = picture_folder(stage, drawing) / f"beside-{file_name(other.system.name)}-{tower}.json"
+                units[path] = lambda t=tower, d=drawing, o=other: _pair(stage, d, wanted, o, t)  # type: ignore[misc]
+    write_csv(stage.raw / "fidelity_pairs.csv", [row for row in done(units).values() if row])
+
+
+def _pair(
+    stage: Stage, drawing: Drawing, wanted: Sequence[Prompt], other: Drawing, tower: str
+) -> dict[str, Any]:
+    found = once(picture_folder(stage, drawing) / f"figures-{tower}.json", dict)
+    if not found:
+        return {}
+    named = {key: found[key] for key in ("tower", "system", "seed")}
+    own, reference = (drawn_features(stage, each, wanted, tower) for each in (drawing, other))
+    x, own, reference = _as_many(real_features(stage, tower), own, reference, stage.plan.seed)
+    beside = _beside(x, own, reference, found["fd_floor"], stage.plan.seed)
+    return {**named, "reference": other.system.name, **beside}
 
 
 def _figures(

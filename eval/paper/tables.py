@@ -180,6 +180,11 @@ def claims(raw: Raw) -> list[dict[str, Any]]:
         rows.append(_claim(words, "not above 0", found, found.low <= 0))
         ratio = Estimate(*(_mean(own, f"fd_ratio{end}") for end in ("", "_low", "_high")))
         rows.append(_claim(f"Fréchet excess ratio ({tower})", "<= 1.00", ratio, ratio.value <= 1))
+    for row in raw.csv("fidelity_pairs"):
+        if row["system"] == composed and row["seed"] == "0":
+            found = Estimate(*(float(row[f"kid_minus{end}"]) * 1000 for end in ("", "_low", "_high")))
+            words = f"KID x 1000 ({row['tower']}), {composed} minus {row['reference']}"
+            rows.append(_claim(words, "not above 0", found, found.low <= 0))
     return rows + _tifa_claims(raw) + _forgetting_claims(raw) + _attribution_claim(raw)
 
 
