@@ -230,9 +230,8 @@ def trained_statistics(
     """Those of a whole source, from its pictures as training sees them, unmirrored."""
     captions = [item.caption for item in source.items]
     pictures = (source.picture(i) for i in range(len(source)))
-    known = (
-        data.caption_means if set(data.captions) == set(captions) else None
-    )  # those with a trigger are others
+    # Captions with a trigger are others.
+    known = data.caption_means if set(data.captions) == set(captions) else None
     moments = [(bucket.mean[0], bucket.std[0]) for bucket in data.buckets]
     return statistics_of(captions, moments, pictures, backbone, cache, known)
 

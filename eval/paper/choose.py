@@ -61,11 +61,11 @@ def choose(stage: Stage, ruler: Sequence[dict[str, str]]) -> Choice:
     tried = _tried(stage, trials, prompts, judge)
     first = {kind: _first([t for t in tried if t[1].system.kind == kind]) for kind in CANDIDATES}
     both = [prompt for prompt in prompts if prompt.stratum == "joined"]
-    by_region = {
+    for_joined = {
         kind: [first[kind], *(replace(first[kind], system=there[name]) for name in names if name in there)]
         for kind, names in JOINED.items()
     }
-    more = {kind: _tried(stage, own, both, judge) for kind, own in by_region.items()}
+    more = {kind: _tried(stage, own, both, judge) for kind, own in for_joined.items()}
     choice = Choice(
         first["composed"].system.name,
         first["monolith"].system.name,

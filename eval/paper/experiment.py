@@ -161,8 +161,8 @@ class Experiment:
         primary = next(d for d in whole if d.system.name == self.choice.monolith)
         rows = fidelity_scores.measure(stage, whole, prompts, primary)
         composed = [d for d in whole if d.system.kind == "composed"]
-        others = [d for d in whole if d.system.name in MONOLITHS and not d.seed and d != primary]
-        fidelity_scores.measure_pairs(stage, composed, prompts, others)
+        monoliths = [d for d in whole if d.system.name in MONOLITHS and not d.seed and d != primary]
+        fidelity_scores.measure_pairs(stage, composed, prompts, monoliths, rows)
         draw_sheet(stage, own)
         return f"{len(records) + len(more[0])} pictures, {len(rows)} rows of fidelity"
 

@@ -9,13 +9,13 @@ monolith's is paired: the same prompts and the same real pictures leave both fig
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paper.adapters import file_name
 from paper.pictures import Drawing, picture_folder
 from paper.prompts import Prompt
 from paper.ruler import HeldOut
@@ -85,50 +85,60 @@ def figures(real: Rows, own: Rows, reference: Rows, seed: int = 0) -> dict[str, 
     Of more drawn pictures than real ones as many are taken, by lot, of both alike. {} where there are fewer than 40 of
     either kind, of which no interval can be told.
     """
-    if min(len(own), len(real)) < LEAST:
+    n = min(len(own), len(real))
+    if n < LEAST:
         return {}
-    x, own, reference = _as_many(real, own, reference, seed)
-    n = len(own)
-    found = compare_features(real, own, seed=seed)
+    found = compare_features(real, _by_lot(own, n, seed), seed=seed)
     row: dict[str, Any] = {"pictures": n, "floor_pictures": floor_size(n, len(real))}
     for name in ("kid", "fd", "precision", "recall", "density", "coverage"):
         figure = found[name]
         row |= {name: figure.value, f"{name}_low": figure.interval[0], f"{name}_high": figure.interval[1]}
         row[f"{name}_floor"] = figure.floor
     row["fd_excess"] = found["fd"].excess
-    return row | _beside(x, own, reference, found["fd"].floor, seed)
+    return row | _beside(_distances(real, own, seed), _distances(real, reference, seed), found["fd"].floor)
 
 
-def _as_many(real: Rows, own: Rows, reference: Rows, seed: int) -> tuple[Rows, Rows, Rows]:
-    n = min(len(own), len(real))
-    kept = np.sort(np.random.default_rng(seed).permutation(len(own))[:n])
-    return real[:n], own[kept], reference[kept]
+def _by_lot(rows: Rows, n: int, seed: int) -> Rows:
+    """The same n of all systems' pictures."""
+    return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:n])]
 
 
-def _beside(x: Rows, own: Rows, reference: Rows, floor: float, seed: int) -> dict[str, float | None]:
-    """KID minus the reference's, and the Fréchet ratio, both paired: the same prompts, seeds and real pictures."""
-    groups = jackknife_groups(len(own), seed)
-    apart = np.subtract(kid_left_out(x, own, groups), kid_left_out(x, reference, groups))
-    minus = unbiased_kid(x, own) - unbiased_kid(x, reference)
-    low, high = jackknife_interval(minus, apart.tolist())
-    told = {"kid_minus": minus, "kid_minus_low": low, "kid_minus_high": high}
-    return {**told, **_ratio(x, own, reference, floor, groups)}
+@dataclass(frozen=True)
+class _Distances:
+    """From as many real pictures; beside each its values with every group of pictures left out in turn."""
+
+    kid: float
+    kid_left: Rows
+    fd: float
+    fd_left: Rows
 
 
-def _ratio(x: Rows, own: Rows, reference: Rows, floor: float, groups: Any) -> dict[str, float | None]:
-    """The Fréchet distance above the floor, over the reference's, with the jackknife's interval.
+def _distances(real: Rows, drawn: Rows, seed: int) -> _Distances:
+    n = min(len(drawn), len(real))
+    x, own, groups = real[:n], _by_lot(drawn, n, seed), jackknife_groups(n, seed)
+    return _Distances(
+        unbiased_kid(x, own),
+        np.asarray(kid_left_out(x, own, groups)),
+        frechet_distance(x, own),
+        np.asarray(frechet_left_out(x, own, groups)),
+    )
 
-    None where the reference is as good as real: there is nothing to be a share of.
+
+def _beside(own: _Distances, reference: _Distances, floor: float) -> dict[str, float | None]:
+    """KID minus the reference's, and the ratio of the Fréchet distances above the floor, with jackknife intervals.
+
+    Both are paired: the same prompts, seeds and real pictures. The ratio is None where the reference is as good as
+    real: there is nothing to be a share of.
     """
-
-    def excess(rows: Rows) -> tuple[float, Any]:
-        return frechet_distance(x, rows) - floor, np.asarray(frechet_left_out(x, rows, groups)) - floor
-
-    (mine, left), (theirs, their_left) = excess(own), excess(reference)
+    minus = own.kid - reference.kid
+    low, high = jackknife_interval(minus, (own.kid_left - reference.kid_left).tolist())
+    told: dict[str, float | None] = {"kid_minus": minus, "kid_minus_low": low, "kid_minus_high": high}
+    theirs, their_left = reference.fd - floor, reference.fd_left - floor
     if theirs <= 0 or (their_left <= 0).any():
-        return {"fd_ratio": None, "fd_ratio_low": None, "fd_ratio_high": None}
-    low, high = jackknife_interval(mine / theirs, (left / their_left).tolist())
-    return {"fd_ratio": mine / theirs, "fd_ratio_low": low, "fd_ratio_high": high}
+        return told | {"fd_ratio": None, "fd_ratio_low": None, "fd_ratio_high": None}
+    ratio = (own.fd - floor) / theirs
+    low, high = jackknife_interval(ratio, ((own.fd_left - floor) / their_left).tolist())
+    return told | {"fd_ratio": ratio, "fd_ratio_low": low, "fd_ratio_high": high}
 
 
 def measure(
@@ -149,30 +159,28 @@ def measure(
 
 
 def measure_pairs(
-    stage: Stage, drawings: Sequence[Drawing], prompts: Sequence[Prompt], references: Sequence[Drawing]
+    stage: Stage,
+    drawings: Sequence[Drawing],
+    prompts: Sequence[Prompt],
+    references: Sequence[Drawing],
+    measured: Sequence[dict[str, Any]],
 ) -> None:
-    """raw/fidelity_pairs.csv: every drawing, already measured, beside every reference, in KID and as Fréchet ratio."""
-    wanted = compared_prompts(prompts)
-    units: dict[Path, Callable[[], Any]] = {}
-    for tower in stage.plan.towers:
-        for drawing in drawings:
+    """raw/fidelity_pairs.csv: every drawing beside every reference, all of them in the rows of `measure`."""
+    wanted, seed = compared_prompts(prompts), stage.plan.seed
+    floor = {(row["tower"], row["system"], row["seed"]): row["fd_floor"] for row in measured}
+    rows = []
+    for tower in stage.plan.towers if measured else ():
+        real = real_features(stage, tower)
+        of = {
+            drawing: _distances(real, drawn_features(stage, drawing, wanted, tower), seed)
+            for drawing in {*drawings, *references}
+        }
+        for own in drawings:
+            facts = {"seed": own.seed, "system": own.system.name, "tower": tower}
             for other in references:
-                path = picture_folder(stage, drawing) / f"beside-{file_name(other.system.name)}-{tower}.json"
-                units[path] = lambda t=tower, d=drawing, o=other: _pair(stage, d, wanted, o, t)  # type: ignore[misc]
-    write_csv(stage.raw / "fidelity_pairs.csv", [row for row in done(units).values() if row])
-
-
-def _pair(
-    stage: Stage, drawing: Drawing, wanted: Sequence[Prompt], other: Drawing, tower: str
-) -> dict[str, Any]:
-    found = once(picture_folder(stage, drawing) / f"figures-{tower}.json", dict)
-    if not found:
-        return {}
-    named = {key: found[key] for key in ("tower", "system", "seed")}
-    own, reference = (drawn_features(stage, each, wanted, tower) for each in (drawing, other))
-    x, own, reference = _as_many(real_features(stage, tower), own, reference, stage.plan.seed)
-    beside = _beside(x, own, reference, found["fd_floor"], stage.plan.seed)
-    return {**named, "reference": other.system.name, **beside}
+                beside = _beside(of[own], of[other], floor[tower, own.system.name, own.seed])
+                rows.append(dict(sorted({**beside, "reference": other.system.name, **facts}.items())))
+    write_csv(stage.raw / "fidelity_pairs.csv", rows)
 
 
 def _figures(

@@ -181,13 +181,13 @@ def _record(
     names: Sequence[str],
 ) -> dict[str, Any]:
     image.save(folder / f"{prompt.id}.png")
-    routed = drawing.system.of == "sources" and weights
-    of_all = torch.stack(list(weights)).mean(0) if weights and drawing.system.of != "backbone" else None
+    system, routed = drawing.system, drawing.system.of == "sources" and len(weights) > 0
+    of_all = torch.stack(list(weights)).mean(0) if weights else None
     mean = of_all[-len(names) :] if routed and of_all is not None else None
     at = [0, len(weights) // 2, len(weights) - 1]
     entropy = [round(_entropy(weights[i]), 5) if routed else None for i in at]
     return {
-        "system": drawing.system.name,
+        "system": system.name,
         "without": drawing.without,
         "seed": drawing.seed,
         "guidance": drawing.guidance,
@@ -196,9 +196,7 @@ def _record(
         "seconds": seconds,
         **dict(zip(("entropy_first", "entropy_middle", "entropy_last"), entropy, strict=True)),
         "most": names[int(mean.argmax())] if mean is not None else "",
-        "backbone_weight": round(float(of_all[0]), 5)
-        if drawing.system.first and of_all is not None
-        else None,
+        "backbone_weight": round(float(of_all[0]), 5) if system.first and of_all is not None else None,
         "truth_weight": round(_of_truth(mean, names, prompt), 5) if mean is not None else None,
     }
 

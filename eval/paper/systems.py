@@ -197,19 +197,12 @@ SYSTEMS: tuple[System, ...] = (
         lambda asked: beside_backbone(_posterior(asked, asked.prior), BACKBONE_SHARE),
         first="bare backbone",
     ),
-    System(
-        "monolith, backbone",
-        "the monolith, with the bare backbone in the sum",
-        _monolith_beside_backbone,
-        "monolith",
-        first="bare backbone",
-    ),
-    System(
-        "monolith 8r, backbone",
-        "the same for rank 8 r",
-        _monolith_beside_backbone,
-        "monolith 8r",
-        first="bare backbone",
+    *(
+        System(f"{name}, backbone", what, _monolith_beside_backbone, name, first="bare backbone")
+        for name, what in (
+            ("monolith", "the monolith, with the bare backbone in the sum"),
+            ("monolith 8r", "the same for rank 8 r"),
+        )
     ),
     System(
         "product, backbone as source",
@@ -218,8 +211,11 @@ SYSTEMS: tuple[System, ...] = (
         first="backbone",
     ),
     *(
-        System(f"{name}, backbone as source", "the same for it", _named("posterior"), name, first="backbone")
-        for name in ("monolith", "monolith 8r")
+        System(f"{name}, backbone as source", what, _named("posterior"), name, first="backbone")
+        for name, what in (
+            ("monolith", "the monolith and the backbone, two sources of the product"),
+            ("monolith 8r", "the same for rank 8 r"),
+        )
     ),
     System("Ito", "SuperDiff's OR, from pi(c)", lambda asked: ito_router(asked.prior), ancestral=True),
     System(
