@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from paper.adapters import file_name
 from paper.pictures import Drawing, picture_folder
 from paper.prompts import Prompt
 from paper.ruler import HeldOut
@@ -150,7 +151,8 @@ def measure(
     units: dict[Path, Callable[[], Any]] = {}
     for tower in stage.plan.towers:
         for drawing in drawings:
-            path = picture_folder(stage, drawing) / f"figures-{tower}.json"
+            # Named by the primary monolith too: a run that is asked for more may choose another one.
+            path = picture_folder(stage, drawing) / f"figures-{tower}-{file_name(primary.system.name)}.json"
             units[path] = lambda t=tower, d=drawing: _figures(stage, d, wanted, primary, t)  # type: ignore[misc]
     first = ("tower", "system", "seed")
     rows = [{key: row[key] for key in first} | row for row in done(units).values() if row]
